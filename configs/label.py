@@ -1,0 +1,37 @@
+"""Labelling of videos: GIM section 3.1 with RootSIFT as the only matcher (ablation row 3 of Table 2: 49.3 of 49.4).
+
+Command: gim-jax label VIDEO [VIDEO ...] --out DIR --config=configs/label.py [--config.every_frames=20]
+"""
+
+import ml_collections
+
+
+def get_config(argument: str = "") -> ml_collections.ConfigDict:
+    if argument:
+        raise ValueError(f"configs/label.py takes no argument, found {argument!r}")
+    return ml_collections.ConfigDict(
+        dict(
+            every_frames=20,  # section 4: one frame every 20
+            every_seconds=0.0,  # used instead where above 0
+            max_seconds=0.0,  # label the beginning of a video only; 0: all of it
+            long_side=0,  # px; larger frames are made smaller first; 0: never
+            base_steps=(1, 2, 4),  # pairs 20, 40 and 80 frames apart
+            ratio=0.8,  # gim/video_preprocessor.py
+            max_keypoints=0,  # 0: one per 64 pixels
+            contrast_threshold=1e-5,  # gim/video_preprocessor.py
+            max_diameter_px=8.0,  # 7 % of the labels, with five times the share of errors above 2 px (rendered towns)
+            threshold_px=0.7,  # of the fundamental matrix, pixels of the video; gim/video_preprocessor.py has 0.5
+            confidence=0.999999,  # gim/video_preprocessor.py
+            max_iters=10_000,
+            link_radius_px=1.0,  # section 3.1
+            link_rule="paper",  # or "released": the same rounded pixel, as gim/datasets/walk/propagate.py
+            min_matches=1024,  # section 3.1, at the size below
+            min_matches_size=(1920, 1080),
+            scale_min_matches=True,  # with the image area; False: the number holds at every size
+            min_motion_px=2.0,  # median shift below which a pair is not saved: nothing to learn from a still camera
+            refit=True,  # again after propagation, as gim/datasets/walk/propagate.py; the paper is silent
+            jpeg_quality=95,
+            licence="unknown",  # stored in every record
+            workers=0,  # threads; 0: one per core
+        )
+    )

@@ -1,0 +1,1 @@
+"""Data preparation: videos to labelled pairs, and every other data set to records."""

@@ -1,0 +1,167 @@
+"""Propagation of correspondences to distant frames (GIM section 3.1), a whole video a round.
+
+Round r links the labels of (X, X+d) and (X+d, X+2d) for every sampled frame X at once, merges the direct labels of
+(X, X+2d) where there are any, and keeps the pairs with more than a minimum of correspondences; then d doubles. Linked
+labels give way to direct ones that lie within the link radius in either frame, so a merged pair stays one-to-one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from gim_jax.ops import linking
+
+MIN_PAIRS_PER_DEVICE = 64  # fewer are not worth the communication
+
+
+@dataclass(frozen=True)
+class Level:
+    """The labels of all pairs (X, X + step) of a video, padded.
+
+    Attributes:
+      step: distance of the two frames in sampled frames.
+      xy: [S, N, 4] float32 px, x0 y0 x1 y1; row s belongs to the pair that starts at sampled frame s.
+      conf: [S, N] float32; of a linked label the lowest in its chain.
+      hops: [S, N] int32; how many direct labels are chained, 1 for a direct one.
+      teacher: [S, N] int32; who made it; of a linked label the first in its chain.
+      mask: [S, N] bool.
+    """
+
+    step: int
+    xy: np.ndarray
+    conf: np.ndarray
+    hops: np.ndarray
+    teacher: np.ndarray
+    mask: np.ndarray
+
+    @property
+    def counts(self) -> np.ndarray:
+        """[S] int: correspondences of each pair."""
+        return np.asarray(self.mask).sum(1)
+
+    def pair(self, start: int) -> dict[str, np.ndarray]:
+        """The labels of one pair without padding."""
+        valid = self.mask[start]
+        return {name: getattr(self, name)[start][valid] for name in ("xy", "conf", "hops", "teacher")}
+
+
+def make_level(step: int, rows: list[dict[str, np.ndarray] | None], num_starts: int) -> Level:
+    """Pad the direct labels of one interval: `rows[s]` has xy [M, 4], conf [M] and teacher [M], or is None."""
+    counts = np.zeros(num_starts, int)
+    counts[: len(rows)] = [0 if row is None else len(row["xy"]) for row in rows]
+    mask = np.arange(_capacity(counts.max(initial=0)))[None] < counts[:, None]
+    present = [row for row in rows if row is not None]
+
+    def padded(name, shape, dtype):
+        out = np.zeros((*mask.shape, *shape), dtype)
+        if present:
+            out[mask] = np.concatenate([row[name] for row in present])
+        return out
+
+    return Level(
+        step, padded("xy", (4,), np.float32), padded("conf", (), np.float32), mask.astype(np.int32),
+        padded("teacher", (), np.int32), mask,
+    )  # fmt: skip
+
+
+def propagate(
+    base: dict[int, Level], min_matches: int, radius_px: float = linking.RADIUS_PX, rule: str = "paper"
+) -> list[Level]:
+    """Propagate as far as pairs with more than `min_matches` correspondences reach.
+
+    Args:
+      base: direct labels by step (1, 2, 4 sampled frames); all with the same number of starts.
+      min_matches: pairs with as many or fewer are dropped, at every interval.
+      radius_px: two labels are linked where they are closer than this in the middle frame.
+      rule: "paper", or "released" for the code's "same rounded pixel in the middle frame", to compare with.
+
+    Returns:
+      The kept labels, one level per interval from the shortest on.
+    """
+    level = _drop_small(base[min(base)], min_matches)
+    longest = max((step for step, direct in base.items() if direct.mask.any()), default=0)
+    kept = [level]
+    while 2 * level.step < len(level.mask) and (level.mask.any() or longest > level.step):
+        level = _round(level, base.get(2 * level.step), radius_px, rule)
+        level = _drop_small(level, min_matches)
+        kept.append(level)
+    return [level for level in kept if level.mask.any()]
+
+
+def _drop_small(level: Level, min_matches: int) -> Level:
+    return replace(level, mask=level.mask & (level.counts > min_matches)[:, None])
+
+
+def _round(level: Level, direct: Level | None, radius_px: float, rule: str) -> Level:
+    num_starts = len(level.mask)
+    if direct is None:
+        direct = replace(level, mask=np.zeros_like(level.mask))
+    rows = _capacity(num_starts)
+    width = max(level.mask.shape[1], direct.mask.shape[1])
+    arrays = [_shard(_pad(part, rows, width)) for part in (level, direct)]
+    fields = _round_jit(*arrays, jnp.int32(level.step), radius_px=radius_px, rule=rule)
+    fields = {name: np.asarray(value)[:num_starts] for name, value in fields.items()}
+    width = _capacity(fields["mask"].sum(1).max(initial=0))
+    return Level(2 * level.step, **{name: value[:, :width] for name, value in fields.items()})
+
+
+@partial(jax.jit, static_argnames=("radius_px", "rule"))
+def _round_jit(level: dict, direct: dict, step, radius_px: float, rule: str) -> dict:
+    starts = jnp.arange(len(level["mask"]))
+    later = {name: jnp.roll(value, -step, axis=0) for name, value in level.items()}
+    later["mask"] &= (starts + step < len(starts))[:, None]
+    middle = level["xy"][..., 2:], later["xy"][..., :2]
+    if rule == "released":  # gim/datasets/walk/propagate.py: points of one pixel are then at distance zero
+        middle = jnp.round(middle[0]), jnp.round(middle[1])
+    row = linking.link(middle[0], level["mask"], middle[1], later["mask"], radius_px)
+    partner = {
+        name: jnp.take_along_axis(value, jnp.maximum(row, 0).reshape(row.shape + (1,) * (value.ndim - 2)), axis=1)
+        for name, value in later.items()
+    }
+    linked = {
+        "xy": jnp.concatenate([level["xy"][..., :2], partner["xy"][..., 2:]], -1),
+        "conf": jnp.minimum(level["conf"], partner["conf"]),
+        "hops": level["hops"] + partner["hops"],
+        "teacher": level["teacher"],
+        "mask": row >= 0,
+    }
+    for side in (slice(0, 2), slice(2, 4)):
+        taken = linking.is_near(
+            linked["xy"][..., side], linked["mask"], direct["xy"][..., side], direct["mask"], radius_px
+        )
+        linked["mask"] &= ~taken
+    merged = {name: jnp.concatenate([direct[name], linked[name]], 1) for name in linked}
+    order = jnp.argsort(~merged["mask"], axis=1, stable=True)
+    return {
+        name: jnp.take_along_axis(value, order.reshape(order.shape + (1,) * (value.ndim - 2)), axis=1)
+        for name, value in merged.items()
+    }
+
+
+def _pad(level: Level, rows: int, width: int) -> dict[str, np.ndarray]:
+    fields = {name: getattr(level, name) for name in ("xy", "conf", "hops", "teacher", "mask")}
+    more = (rows - len(level.mask), width - level.mask.shape[1])
+    return {
+        name: np.pad(value, [(0, more[0]), (0, more[1])] + [(0, 0)] * (value.ndim - 2))
+        for name, value in fields.items()
+    }
+
+
+def _shard(fields: dict[str, np.ndarray]) -> dict:
+    """Split the pairs over the local devices, where each gets a fair number."""
+    devices, rows = jax.local_devices(), len(fields["mask"])
+    num = next(n for n in range(len(devices), 0, -1) if n == 1 or (rows % n == 0 and rows // n >= MIN_PAIRS_PER_DEVICE))
+    mesh = jax.make_mesh((num,), ("data",), devices=devices[:num], axis_types=(AxisType.Auto,))
+    return jax.device_put(fields, NamedSharding(mesh, PartitionSpec("data")))
+
+
+def _capacity(num: int) -> int:
+    """Round up so that few shapes are ever compiled: powers of two to 1024, multiples of 1024 beyond."""
+    num = max(int(num), 16)
+    return 1 << (num - 1).bit_length() if num <= 1024 else -(-num // 1024) * 1024

@@ -1,0 +1,58 @@
+"""The program `gim-jax`: one command per module of this folder."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+COMMANDS = {  # command: one line of help; the code is in gim_jax/cli/<command>.py
+    "quickstart": "label, pack, train, evaluate, report: the whole chain on the CPU",
+    "match": "match two images",
+    "models": "list the matchers, their weights, licences and published numbers",
+    "convert": "turn official PyTorch weights into safetensors",
+    "export": "write a matcher as a StableHLO artefact",
+    "label": "make labelled pairs from videos",
+    "pack": "merge labelled videos into training records",
+    "records": "verify, show or count records",
+    "report": "write the HTML report of a labelling or quickstart folder",
+    "render": "render a walking-tour video with ground truth",
+    "train": "train a matcher",
+    "eval": "evaluate a matcher on a benchmark",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0 done, 2 bad input (one clear line on stderr), 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="gim-jax", description="Generalizable image matching in JAX.")
+    parser.add_argument("--version", action="store_true", help="print the version and stop")
+    sub = parser.add_subparsers(dest="command", metavar="COMMAND")
+    parsers = {name: sub.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
+    name = next((a for a in argv if not a.startswith("-")), None)
+    if name not in COMMANDS:
+        if parser.parse_args(argv).version:
+            from gim_jax import __version__
+
+            print(__version__)
+            return 0
+        parser.print_help()
+        return 2
+    module = importlib.import_module(f"gim_jax.cli.{name}")
+    module.add_arguments(parsers[name])
+    args, rest = parser.parse_known_args(argv)
+    if rest and not getattr(args, "accepts_overrides", False):
+        parsers[name].error(f"unknown arguments: {' '.join(rest)}")
+    args.overrides = rest
+    try:
+        return int(module.run(args) or 0)
+    except (ValueError, OSError) as error:
+        print(f"gim-jax {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\ngim-jax {name}: interrupted; start it again to continue", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""`gim-jax match`: match two images, print what was found, draw it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from gim_jax import api
+from gim_jax.data.tfrecord import write_atomic
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image0", metavar="IMAGE0")
+    parser.add_argument("image1", metavar="IMAGE1")
+    parser.add_argument("--model", default="rootsift", help="a name of `gim-jax models` (default: %(default)s)")
+    parser.add_argument("--weights", metavar="FILE", help="the model's .safetensors file")
+    parser.add_argument("--long-side", type=int, metavar="PX", help="resize images, instead of the model's preset")
+    parser.add_argument("--fit", choices=("F", "H", "E"), help="fundamental matrix, homography or essential matrix")
+    for name in ("--K0", "--K1"):
+        parser.add_argument(name, nargs=4, type=float, metavar=("FX", "FY", "CX", "CY"), help="intrinsics for --fit E")
+    parser.add_argument("--threshold", type=float, default=1.0, metavar="PX", help="inlier distance of --fit")
+    parser.add_argument(
+        "--out", metavar="PNG", help="draw the matches, green sure, red unsure; only inliers with --fit"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write points, confidences, sizes and the fit")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Match, print one line, write what was asked for."""
+    from gim_jax.image import read_image
+    from gim_jax.viz import draw_matches, encode_png
+
+    for path in (args.out, args.json):
+        check_writable(path)
+    if args.fit == "E" and (args.K0 is None or args.K1 is None):
+        raise ValueError("--fit E: needs --K0 and --K1")
+    if args.model != "rootsift":
+        api.enable_compilation_cache()
+    settings = {"long_side": args.long_side, "exact": None} if args.long_side else {}
+    if args.model == "rootsift":
+        settings.pop("exact", None)
+    matcher = api.load_matcher(args.model, args.weights, **settings)
+    image0, image1 = read_image(args.image0), read_image(args.image1)
+    matches = matcher(image0, image1)
+    print(f"{args.model}: {len(matches)} matches between {_size(matches.size0)} and {_size(matches.size1)}")
+    keep = slice(None)
+    if args.fit:
+        matches = matches.fit(args.fit, _intrinsics(args.K0), _intrinsics(args.K1), args.threshold)
+        if matches.model is None:
+            print(f"no {args.fit}: {matches.reason}")
+        else:
+            keep = np.asarray(matches.inliers)
+            print(f"{args.fit} with {int(keep.sum())} inliers within {args.threshold:g} px:")
+            print("\n".join("  " + " ".join(f"{v: .6e}" for v in row) for row in matches.model))
+    if args.out:
+        picture = draw_matches(image0, image1, matches.kpts0[keep], matches.kpts1[keep], matches.conf[keep])
+        write_atomic(args.out, lambda file: file.write(encode_png(picture)))
+        print(f"drawn in {args.out}")
+    if args.json:
+        text = json.dumps(_to_json(args, matcher, matches), indent=1, allow_nan=False)
+        write_atomic(args.json, lambda file: file.write(text.encode()))
+        print(f"written to {args.json}")
+    return 0
+
+
+def check_writable(path: str | None) -> None:
+    """Refuse an output file whose folder does not exist, before any work is done."""
+    if path and not Path(path).parent.is_dir():
+        raise ValueError(f"{path}: the folder {Path(path).parent} does not exist")
+
+
+def _intrinsics(values: list[float] | None) -> np.ndarray | None:
+    if values is None:
+        return None
+    fx, fy, cx, cy = values
+    if not (fx > 0 and fy > 0 and np.isfinite(values).all()):
+        raise ValueError(f"--K0, --K1: found {values}, expected positive focal lengths and finite numbers")
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _to_json(args: argparse.Namespace, matcher, matches) -> dict:
+    out = {
+        "image0": args.image0,
+        "image1": args.image1,
+        "size0": matches.size0,
+        "size1": matches.size1,
+        "matcher": matcher.describe(),
+        "kpts0": matches.kpts0.tolist(),
+        "kpts1": matches.kpts1.tolist(),
+        "conf": matches.conf.tolist(),
+    }
+    if args.fit:
+        model = None if matches.model is None else matches.model.tolist()
+        out["fit"] = {"kind": args.fit, "threshold_px": args.threshold, "model": model, "reason": matches.reason}
+        out["inliers"] = matches.inliers.tolist()
+    return out

@@ -1,0 +1,59 @@
+"""`gim-jax train`: train a matcher on packed records; started again in the same folder it continues."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from gim_jax.config import load_config
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument(
+        "--config", required=True, help="configs/NAME.py[:ARGUMENT]; --config.KEY=VALUE changes a value"
+    )
+    parser.add_argument("--workdir", required=True, help="folder of the run: metrics, checkpoints, weights")
+    parser.set_defaults(accepts_overrides=True)
+
+
+def run(args) -> int:
+    config = load_config(args.config, args.overrides)
+    from gim_jax.train import loop  # a second of imports that a wrong option need not wait for
+
+    with Line(every_s=0.5 if sys.stdout.isatty() else 10.0) as line:
+        result = loop.train(config, args.workdir, line)
+    for reason, count in sorted(result["incidents"].items()):
+        print(f"left out {count} times: {reason}", file=sys.stderr)
+    seconds = ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items())
+    print(f"{result['step']} steps in {result['elapsed_s']:.0f} s; seconds of this run: {seconds}")
+    print(f"loss {result['loss']:.4f}; weights ({result['num_params']:,} parameters): {result['weights']}")
+    return 0
+
+
+class Line:
+    """Prints step, loss, rate and time left; rewritten in place on a terminal."""
+
+    def __init__(self, every_s: float):
+        self.every_s = every_s
+        self.live = sys.stdout.isatty()
+        self.first: tuple[int, float] | None = None
+        self.shown = 0.0
+
+    def __call__(self, step: int, num_steps: int, metrics: dict[str, float]) -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = (step, now)  # the first step holds the compilation
+        elif now - self.shown < self.every_s and step < num_steps:
+            return
+        self.shown = now
+        rate = (step - self.first[0]) / max(now - self.first[1], 1e-9)
+        left = f", {(num_steps - step) / rate:.0f} s left" if rate else ""
+        text = f"  step {step} of {num_steps}: loss {metrics['loss']:.4f}, {rate:.2f} steps/s{left}"
+        print(("\r\x1b[K" if self.live else "") + text, end="" if self.live else "\n", flush=True)
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live and self.first:
+            print(flush=True)

@@ -1,0 +1,88 @@
+"""Experiment configurations: `configs/<name>.py[:argument]` plus `--config.key=value`, locked and typed.
+
+A config file holds `get_config(argument="") -> ml_collections.ConfigDict`; its docstring is the experiment's card.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+PACKAGED = Path(__file__).parent / "_configs"  # where a wheel carries configs/
+CHECKOUT = Path(__file__).parent.parent / "configs"
+
+
+def config_path(spec: str) -> tuple[Path, str]:
+    """Split `file.py[:argument]` and find the file: as given, in the checkout's `configs/`, or in the wheel."""
+    name, _, argument = spec.partition(":")
+    path = Path(name)
+    for candidate in (path, CHECKOUT / path.name, PACKAGED / path.name):
+        if candidate.is_file():
+            return candidate, argument
+    known = sorted(
+        p.name for folder in (CHECKOUT, PACKAGED) if folder.is_dir() for p in folder.glob("[a-z]*.py")
+    )
+    raise ValueError(f"--config={spec}: no such config file; known: {', '.join(dict.fromkeys(known))}")
+
+
+def load_config(spec: str, overrides: list[str] | tuple[str, ...] = ()) -> ml_collections.ConfigDict:
+    """Load a config file and apply `--config.key=value` overrides.
+
+    Args:
+      spec: `configs/loftr.py` or `configs/loftr.py:tiny`.
+      overrides: arguments such as `--config.optim.lr=1e-4`; an unknown key or a value of another type is a ValueError.
+    """
+    path, argument = config_path(spec)
+    module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    config = module.get_config(argument)
+    values = flags.FlagValues()
+    argv = ["gim-jax", *overrides]  # not sys.argv: a `--config` in it would keep the overrides from being read
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
+        rest = values(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    if len(rest) > 1:
+        raise ValueError(f"unknown arguments: {' '.join(rest[1:])}")
+    return values.config
+
+
+def config_hash(config) -> str:
+    """Hash the values of a configuration (ConfigDict, dict or dataclass fields): 16 hex digits, order independent."""
+    if isinstance(config, ml_collections.ConfigDict):
+        config = config.to_dict()
+    elif hasattr(config, "__dataclass_fields__"):
+        config = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    text = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def replace(config: Any, values: Mapping[str, Any], name: str) -> Any:
+    """Return a dataclass with other values, as JSON or a ConfigDict has them: lists become tuples, dicts dataclasses.
+
+    Args:
+      config: frozen dataclass, possibly with dataclasses in it.
+      values: field -> value.
+      name: what the values come from, for messages.
+    """
+    changes = {}
+    for key, value in values.items():
+        if not hasattr(config, key):
+            raise ValueError(f"{name}: {type(config).__name__} has no {key}")
+        old = getattr(config, key)
+        if dataclasses.is_dataclass(old) and isinstance(value, Mapping):
+            value = replace(old, value, f"{name}.{key}")
+        changes[key] = tuple(value) if isinstance(value, list) else value
+    return dataclasses.replace(config, **changes)

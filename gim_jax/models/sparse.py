@@ -1,0 +1,104 @@
+"""What the matchers of keypoints share: from two images to matched keypoints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+CELL = 8  # px; masks of images are given in cells of this size
+
+
+def valid_size(image, mask):
+    """[B, 2] int32 (width, height) px of the valid top left part.
+
+    Args:
+      image: [B, H, W, C].
+      mask: [B, H/8, W/8] bool; or, to the pixel, that size itself, [B, 2] int32; or None where all is valid.
+    """
+    batch, height, width, _ = image.shape
+    if mask is None:
+        return jnp.tile(jnp.array([[width, height]], jnp.int32), (batch, 1))
+    if mask.ndim == 2:
+        return mask
+    return CELL * jnp.stack([mask.any(1).sum(-1), mask.any(2).sum(-1)], -1).astype(jnp.int32)
+
+
+def as_one_batch(function, *pairs):
+    """Apply `function` to both images' arrays: as one batch where their shapes agree.
+
+    Args:
+      function: of arrays with a batch axis, giving a dict of such; pairs: its arguments for image 0 and image 1.
+
+    Returns:
+      Two dicts.
+    """
+    first, second = zip(*pairs)
+    if any(a.shape != b.shape for a, b in pairs):
+        return function(*first), function(*second)
+    both = function(*(jnp.concatenate(pair) for pair in pairs))
+    batch = len(first[0])
+    return {k: v[:batch] for k, v in both.items()}, {k: v[batch:] for k, v in both.items()}
+
+
+class Pipeline(nn.Module):
+    """Extractor and matcher: `params/extractor` and `params/matcher`. A family says in `setup` which."""
+
+    config: Any
+
+    def __call__(self, image0, image1, size0=None, size1=None):
+        """Extract and match.
+
+        Args:
+          image0, image1: [B, H, W, 1 or 3] float32 in [0, 1]; size0, size1: [B, 2] int32 valid (width, height) px,
+            None for all.
+
+        Returns:
+          What the matcher returns, with kpts0, kpts1 [B, K, 2] px and mask0, mask1 [B, K].
+        """
+        size0, size1 = valid_size(image0, size0), valid_size(image1, size1)
+        found0, found1 = as_one_batch(self.extractor, (image0, image1), (size0, size1))
+        out = self.matcher(found0, found1, size0, size1)
+        places = {f"{k}{i}": f[k] for i, f in enumerate([found0, found1]) for k in ("kpts", "mask")}
+        return {**out, **places}
+
+    def match_features(self, features0, features1, size0, size1):
+        """Match features that come from elsewhere; see the matcher's call."""
+        return self.matcher(features0, features1, size0, size1)
+
+    def match_at(self, image0, image1, kpts0, kpts1, size0, size1, train: bool = False):
+        """Match given places instead of detected ones; the extractor is left as it is, without gradient.
+
+        Args:
+          kpts0, kpts1: [B, K, 2] px; the rest as of a call. train: update the matcher's batch statistics.
+        """
+        pairs = (image0, image1), (kpts0, kpts1), (size0, size1)
+        found0, found1 = jax.lax.stop_gradient(as_one_batch(self.extractor.at, *pairs))
+        return self.matcher(found0, found1, size0, size1, train)
+
+
+def match(module, variables, image0, image1, mask0=None, mask1=None):
+    """Match two batches of images with `SuperGlue` or `LightGlue`.
+
+    Args:
+      module, variables: one of the two and its weights.
+      image0, image1: [B, H, W, C] float32 in [0, 1], gray or RGB.
+      mask0, mask1: [B, H/8, W/8] bool, valid cells (a rectangle at the top left); or its size to the pixel,
+        [B, 2] int32 (width, height); or None for all.
+
+    Returns:
+      dict of kpts0, kpts1 [B, K, 2] px (pixel centres are whole numbers), conf [B, K] in [0, 1], mask [B, K].
+      K is the number of keypoints of image 0; row i is its i-th keypoint.
+    """
+    out = module.apply(variables, image0, image1, valid_size(image0, mask0), valid_size(image1, mask1))
+    matches = out["matches0"]
+    mask = matches >= 0
+    kpts1 = jnp.take_along_axis(out["kpts1"], jnp.maximum(matches, 0)[..., None], axis=1)
+    return {
+        "kpts0": jnp.where(mask[..., None], out["kpts0"], 0.0),
+        "kpts1": jnp.where(mask[..., None], kpts1, 0.0),
+        "conf": jnp.where(mask, out["scores0"], 0.0),
+        "mask": mask,
+    }

@@ -1,0 +1,76 @@
+"""Attention between two sets of tokens, with masks."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+from gim_jax.ops.precision import at_least_float32
+
+
+def linear_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    query_mask: jax.Array | None = None,
+    key_mask: jax.Array | None = None,
+) -> jax.Array:
+    """Attend with the kernel `elu(q) + 1` instead of a softmax: linear in the number of tokens, O(S D^2)
+    memory-free.
+
+    Args:
+      query: [B, L, H, D]. key, value: [B, S, H, D].
+      query_mask: [B, L] bool; masked queries give zero. key_mask: [B, S] bool.
+
+    Returns:
+      [B, L, H, D] in the dtype of `value`; sums in float32.
+
+    Source: Katharopoulos et al., "Transformers are RNNs", eq. 4-6, as LoFTR section 3.2 uses it.
+    """
+    dtype = value.dtype
+    q = jax.nn.elu(at_least_float32(query)) + 1
+    k = jax.nn.elu(at_least_float32(key)) + 1
+    v = at_least_float32(value)
+    if query_mask is not None:
+        q = q * query_mask[..., None, None]
+    if key_mask is not None:
+        k = k * key_mask[..., None, None]
+        v = v * key_mask[..., None, None]
+    if query.shape[-1] < 16:
+        return _narrow_linear_attention(q, k, v).astype(dtype)
+    kv = jnp.einsum("bshd,bshv->bhdv", k, v)
+    norm = jnp.einsum("blhd,bhd->blh", q, k.sum(1)) + 1e-6  # eps of the official code
+    return (jnp.einsum("blhd,bhdv->blhv", q, kv) / norm[..., None]).astype(dtype)
+
+
+def _narrow_linear_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Do the same for narrow heads: all heads in one product, what they share with each other struck out.
+
+    Products of a few columns cost a CPU two to three times as much as these.
+    """
+    batch, length, heads, dim = q.shape
+    q, k, v = (t.reshape(batch, -1, heads * dim) for t in (q, k, v))
+    same_head = jnp.asarray(np.kron(np.eye(heads), np.ones((dim, dim))), q.dtype)
+    kv = jnp.einsum("bsc,bsv->bcv", k, v) * same_head
+    norm = (q * k.sum(1, keepdims=True)) @ same_head + 1e-6
+    return (q @ kv / norm).reshape(batch, length, heads, dim)
+
+
+def full_attention(query: jax.Array, key: jax.Array, value: jax.Array, key_mask: jax.Array | None = None) -> jax.Array:
+    """Attend with a softmax over the keys, scaled by 1/sqrt(D), in float32.
+
+    Args:
+      query: [B, L, H, D]. key, value: [B, S, H, D]. key_mask: [B, S] bool; a row without a valid key gives
+        zero.
+
+    Returns:
+      [B, L, H, D].
+    """
+    scores = at_least_float32(jnp.einsum("blhd,bshd->bhls", query, key)) / query.shape[-1] ** 0.5
+    if key_mask is not None:
+        scores = jnp.where(key_mask[:, None, None], scores, -1e9)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if key_mask is not None:
+        weights = weights * key_mask[:, None, None]
+    return jnp.einsum("bhls,bshd->blhd", weights.astype(value.dtype), value)

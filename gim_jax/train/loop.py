@@ -1,0 +1,270 @@
+"""The training loop: `train(config, workdir)`; started again in the same folder it continues where it was.
+
+The same configuration gives the same losses bit for bit, interrupted or not: the order of records, the augmentation
+and the random numbers depend on the seed and the step alone, and a checkpoint holds the state, the data position and
+the timer together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from gim_jax import __version__
+from gim_jax.config import config_hash, replace
+from gim_jax.data.pipeline import Batches
+from gim_jax.data.tfrecord import write_atomic
+from gim_jax.models import get_model
+from gim_jax.train import sharding
+from gim_jax.train.checkpoints import Checkpoints, StopSignal
+from gim_jax.train.state import abstract_state, make_init, make_optimizer, shardings_of
+from gim_jax.train.step import make_eval_step, make_train_step
+from gim_jax.train.writers import Writers
+from gim_jax.weights import store
+
+WEIGHTS = "weights.safetensors"
+FREE = ("log_every", "checkpoint_every", "keep_checkpoints", "mesh", "data.records", "eval.records", "data.num_")
+# prefixes of settings that change no loss: a run may continue with other values
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+def train(config: Any, workdir: str | Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Train the model `config.model.name` of an `ml_collections.ConfigDict`; see `run`."""
+    from gim_jax.train.objectives import OBJECTIVES
+
+    info = get_model(config.model.name)
+    if info.family not in OBJECTIVES:
+        raise ValueError(f"model.name: {info.name} cannot be trained; families that can: {', '.join(OBJECTIVES)}")
+    fields = {name: value for name, value in config.model.to_dict().items() if name != "name"}
+    model_config = replace(info.config, fields, "config.model")
+    meta = {"model": info.family, "name": info.name, "config": dataclasses.asdict(model_config)}
+    channels = getattr(model_config, "in_channels", info.channels)
+    if config.data.channels != channels:
+        raise ValueError(f"data.channels: found {config.data.channels}, expected {channels} for {info.name}")
+    return run(config, workdir, info.network(model_config), OBJECTIVES[info.family], meta, progress)
+
+
+def run(
+    config: Any,
+    workdir: str | Path,
+    module: Any,
+    objective: Callable,
+    meta: dict[str, Any],
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train a module on an objective for `config.num_steps` steps.
+
+    Args:
+      config: seed, num_steps, batch_size (global), log_every, checkpoint_every, keep_checkpoints, eval_every
+        (0 = never), init_weights ("" = from scratch), data (see `Batches`), eval (records, split, num_batches),
+        optim (see `make_optimizer`), mesh (fsdp, fsdp_min_size).
+      workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and, at the end, the weights
+        `weights.safetensors`.
+      module, objective: the network and its row of OBJECTIVES.
+      meta: what the weights file says of the model.
+      progress: called with (steps taken, steps in all, metrics) after every step.
+
+    Returns: the last value of every metric, `step`, `elapsed_s` over all runs, `num_params`, `weights` (path),
+      `incidents` (records left out, by reason) and `seconds` of this run by phase.
+
+    Raises:
+      ValueError: a wrong setting, unusable records, a folder with another experiment, or a loss that is not finite.
+      KeyboardInterrupt: after SIGTERM or Ctrl-C, once the state is saved.
+    """
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    for name in ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        if config[name] < 1:
+            raise ValueError(f"{name}: found {config[name]}, expected 1 or more")
+    if config.batch_size % jax.device_count():
+        raise ValueError(f"batch_size: found {config.batch_size}, expected a multiple of {jax.device_count()} devices")
+
+    # ---- What is trained, on what ----
+    mesh = sharding.make_mesh(config.mesh.fsdp)
+    hosts = (jax.process_index(), jax.process_count())
+    batches = Batches(config.data, config.seed, config.batch_size, *hosts)
+    validation = None
+    if config.eval_every:
+        if not config.eval.records:
+            raise ValueError("eval.records: found '', expected a folder of records, or eval_every=0")
+        data = config.data.to_dict() | {"records": config.eval.records, "split": config.eval.split, "weights": ()}
+        data["augment"] = data["augment"] | {"enabled": False}
+        validation = Batches(ml_collections.ConfigDict(data), config.seed, config.batch_size, *hosts)
+    tx, schedule = make_optimizer(config.optim, config.num_steps)
+    init = make_init(module, config.data.channels, tx, config.optim.ema_decay > 0)
+    abstract = abstract_state(init, mesh, config.mesh.fsdp_min_size)
+    train_step = make_train_step(objective, module, tx, schedule, config.seed, config.optim.ema_decay, mesh, abstract)
+    eval_step = make_eval_step(objective, module, config.seed, mesh, abstract)
+    _claim(config, workdir)
+
+    seconds: dict[str, float] = defaultdict(float)
+    with Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints, StopSignal() as stop:
+        # ---- Start or continue ----
+        with _timed(seconds, "start"):
+            start, extra = checkpoints.latest or 0, {"elapsed_s": 0.0}
+            if checkpoints.latest is None:
+                state = jax.jit(init, out_shardings=shardings_of(abstract))(jax.random.key(config.seed))
+                if config.init_weights:
+                    state = _load_weights(state, abstract, config.init_weights)
+            else:
+                state, extra = checkpoints.restore(start, abstract)
+                batches.set_state(extra["data"])
+        num_params = sum(math.prod(p.shape) for p in jax.tree.leaves(abstract.params))
+        began = time.monotonic() - extra["elapsed_s"]
+
+        with Writers(workdir, start) if jax.process_index() == 0 else _NoWriters() as writers:
+            pending = None  # metrics of the last step: read when the next one is under way
+            counted = (start, time.monotonic())
+
+            def flush() -> None:
+                nonlocal pending, counted
+                if pending is None:
+                    return
+                step, metrics = pending
+                pending = None
+                with _timed(seconds, "first step" if step == start + 1 else "steps"):
+                    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                now = time.monotonic()
+                values["pairs_per_s"] = config.batch_size * (step - counted[0]) / max(now - counted[1], 1e-9)
+                counted = (step, now)
+                finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
+                if step % config.log_every == 0 or step == config.num_steps or not finite:
+                    writers.write(step, values)
+                if not finite:
+                    kept = f"step {checkpoints.latest}" if checkpoints.latest is not None else "none"
+                    raise ValueError(
+                        f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}: not finite; "
+                        f"last checkpoint: {kept}; lower optim.lr or look at the data"
+                    )
+                if progress:
+                    progress(step, config.num_steps, values)
+
+            # ---- The loop: evaluate, save, then the next batch and step, then the metrics of the step before ----
+            for step in range(start, config.num_steps + 1):
+                last = step == config.num_steps
+                stopping = stop.reached(step)
+                saving = step > start and (step % config.checkpoint_every == 0 or last or stopping)
+                evaluating = (
+                    config.eval_every and (step > start or not start) and (last or step % config.eval_every == 0)
+                )
+                if saving or evaluating:
+                    flush()
+                if validation and evaluating and not stopping:
+                    with _timed(seconds, "evaluate"):
+                        writers.write(step, _evaluate(eval_step, state, validation, config.eval.num_batches, mesh))
+                if saving:
+                    with _timed(seconds, "save"):
+                        extra = {"data": batches.get_state(), "elapsed_s": time.monotonic() - began}
+                        checkpoints.save(step, state, extra)
+                if stopping and not last:
+                    raise KeyboardInterrupt
+                if last:
+                    break
+                with _timed(seconds, "data"):
+                    batch = sharding.put_batch(mesh, next(batches))
+                with _timed(seconds, "compile" if step == start else "steps"):
+                    state, metrics = train_step(state, batch)
+                flush()
+                pending = (step + 1, metrics)
+
+        variables = sharding.to_host(state.variables(averaged=True))
+        if jax.process_index() == 0:
+            about = {"steps": config.num_steps, "config_hash": config_hash(config), "code_version": __version__}
+            store.save(workdir / WEIGHTS, variables, meta | about)
+        batches.close()
+        return writers.latest | {
+            "step": config.num_steps,
+            "elapsed_s": time.monotonic() - began,
+            "num_params": num_params,
+            "weights": str(workdir / WEIGHTS),
+            "incidents": dict(batches.incidents),
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        }
+
+
+class _NoWriters:
+    """Stand in for the writers on all hosts but the first."""
+
+    latest: dict[str, Any] = {}  # noqa: RUF012
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        pass
+
+    def __enter__(self) -> _NoWriters:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str):
+    began = time.monotonic()
+    yield
+    seconds[phase] += time.monotonic() - began
+
+
+def _evaluate(eval_step: Callable, state: Any, validation: Batches, num_batches: int, mesh: Any) -> dict[str, float]:
+    """Average the objective's metrics over the first batches of the validation data, always the same ones."""
+    validation.set_state(validation.get_state() | {"global_next_index": 0})
+    results = [
+        jax.device_get(eval_step(state, sharding.put_batch(mesh, next(validation)), np.int32(index)))
+        for index in range(num_batches)
+    ]
+    return {f"eval/{name}": float(np.mean([r[name] for r in results])) for name in results[0]}
+
+
+def _load_weights(state: Any, abstract: Any, path: str) -> Any:
+    """Replace the variables of a fresh state by those of a weights file."""
+    variables, _ = store.load(path)
+    store.check(variables, abstract.variables(), path)
+    put = lambda arrays, like: jax.tree.map(lambda a, l: jax.device_put(a, l.sharding), arrays, like)  # noqa: E731
+    params = put(variables["params"], abstract.params)
+    ema = put(variables["params"], abstract.params) if abstract.ema is not None else None
+    stats = put(variables.get("batch_stats", {}), abstract.batch_stats)
+    return state.replace(params=params, batch_stats=stats, ema=ema)
+
+
+def _claim(config: Any, workdir: Path) -> None:
+    """Write `config.json` into a new folder; in a used one, refuse a configuration that would change the losses."""
+    path = workdir / "config.json"
+    ours = json.loads(json.dumps(config.to_dict(), default=str))
+    if path.exists():
+        try:
+            theirs = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: not JSON ({error}); expected the configuration of a run") from error
+        flat_ours, flat_theirs = _flat(ours), _flat(theirs)
+        for name in sorted(flat_ours.keys() | flat_theirs.keys()):
+            found, expected = flat_ours.get(name, "nothing"), flat_theirs.get(name, "nothing")
+            if found != expected and not name.startswith(FREE):
+                raise ValueError(
+                    f"{workdir}: holds another experiment: {name}: found {found}, expected {expected};"
+                    " give another --workdir"
+                )
+    if jax.process_index() == 0:
+        text = json.dumps(ours, indent=1, sort_keys=True)
+        write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dicts to dotted names."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,79 @@
+"""Pictures of matches."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from gim_jax.image import read_image, resize
+
+MAX_LINES = 200  # more cannot be told apart
+SUBPIXEL_BITS = 4  # of OpenCV's fixed-point line ends
+
+
+def confidence_colors(conf: np.ndarray) -> np.ndarray:
+    """Return RGB [M, 3] uint8 for values in [0, 1]: 0 red, 0.5 yellow, 1 green."""
+    conf = np.clip(np.nan_to_num(conf), 0, 1)[:, None]
+    return np.rint(255 * np.clip(np.concatenate([2 - 2 * conf, 2 * conf, 0 * conf], 1), 0, 1)).astype(np.uint8)
+
+
+def error_colors(error: np.ndarray, limit: float) -> np.ndarray:
+    """Return RGB [M, 3] uint8 for errors: 0 green, half the limit yellow, the limit and beyond red."""
+    return confidence_colors(1 - np.minimum(np.nan_to_num(error, nan=np.inf), limit) / limit)
+
+
+def draw_matches(
+    image0: np.ndarray,
+    image1: np.ndarray,
+    kpts0: np.ndarray,
+    kpts1: np.ndarray,
+    conf: np.ndarray | None = None,
+    error: np.ndarray | None = None,
+    *,
+    error_limit: float = 1.0,
+    max_lines: int = MAX_LINES,
+    height: int = 540,
+    gap: int = 8,
+) -> np.ndarray:
+    """Draw two images side by side with thin lines between matched points.
+
+    Args:
+      image0, image1: [H, W] or [H, W, 3] uint8 RGB.
+      kpts0, kpts1: [M, 2] px in these images.
+      conf: [M] in [0, 1], colours from red (0) over yellow to green (1); without it and `error` all are green.
+      error: [M], colours instead from green (0) to red (`error_limit` and above).
+      max_lines: at most so many are drawn, every k-th of them in the given order.
+      height: px of both images in the picture; their ratios are kept.
+      gap: px between them.
+
+    Returns:
+      [height, W0 + gap + W1, 3] uint8 RGB.
+    """
+    num = len(kpts0)
+    if error is not None:
+        colors = error_colors(np.asarray(error, np.float64), error_limit)
+    else:
+        colors = confidence_colors(np.ones(num) if conf is None else np.asarray(conf, np.float64))
+    if not num == len(kpts1) == len(colors):
+        raise ValueError(f"found {num}, {len(kpts1)} points and {len(colors)} colours, expected as many of each")
+    halves, ends = [], []
+    for image, kpts in ((read_image(image0), kpts0), (read_image(image1), kpts1)):
+        size = max(round(image.shape[1] * height / image.shape[0]), 1), height
+        scale = np.divide(size, (image.shape[1], image.shape[0]))
+        interpolation = cv2.INTER_AREA if scale[1] < 1 else cv2.INTER_LINEAR
+        halves.append(resize(image, size, interpolation))
+        ends.append((np.asarray(kpts, np.float64).reshape(-1, 2) + 0.5) * scale - 0.5)
+    canvas = np.concatenate([halves[0], np.full((height, gap, 3), 255, np.uint8), halves[1]], axis=1)
+    ends[1] = ends[1] + [halves[0].shape[1] + gap, 0]
+    chosen = np.unique(np.linspace(0, num - 1, min(num, max_lines)).astype(int)) if num else np.zeros(0, int)
+    fixed = np.rint(np.stack(ends, 1)[chosen] * 2**SUBPIXEL_BITS).astype(int)
+    for (start, end), color in zip(fixed.tolist(), colors[chosen].tolist()):
+        cv2.line(canvas, start, end, color, 1, cv2.LINE_AA, SUBPIXEL_BITS)
+        for point in (start, end):
+            cv2.circle(canvas, point, 2 << SUBPIXEL_BITS, color, 1, cv2.LINE_AA, SUBPIXEL_BITS)
+    return canvas
+
+
+def encode_png(picture: np.ndarray) -> bytes:
+    """Return [H, W, 3] uint8 RGB as the bytes of a PNG file."""
+    return cv2.imencode(".png", picture[..., ::-1])[1].tobytes()

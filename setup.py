@@ -1,0 +1,46 @@
+"""Package definition. `configs/` is installed as data so that `--config=configs/loftr.py` also works from a wheel."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "gim_jax/__init__.py").read_text()).group(1)
+
+setup(
+    name="gim-jax",
+    version=VERSION,
+    description="GIM, the generalizable image matcher learned from internet videos, in JAX",
+    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["gim_jax*", "data_prep*"]) + ["gim_jax._configs"],
+    package_data={"gim_jax": ["report.html.jinja"]},
+    package_dir={"gim_jax._configs": "configs"},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.30",
+        "tensorflow-datasets>=4.9.9",  # its tf.Example protobuf writes and reads records without TensorFlow
+        "grain>=0.2.15",
+        "opencv-python>=4.12",
+        "numpy>=2",
+        "ml-collections>=1.0",
+        "av>=14",  # video decoding; the OpenCV wheel cannot decode AV1
+        "google-crc32c>=1.6",  # TFRecord checksums
+        "safetensors>=0.5",  # weights without pickle
+        "tensorboardX>=2.6",  # TensorBoard files without TensorFlow
+        "matplotlib>=3.9",  # figures of the reports
+        "jinja2>=3.1",  # HTML reports
+        "pillow>=10.3",  # image headers, EXIF, PIL input
+    ],
+    extras_require={
+        "tf": ["tensorflow-cpu>=2.19"],  # only to read the record folder with tf.data
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"],
+        "dev": ["ruff>=0.12", "pyright>=1.1.400"],
+    },
+    entry_points={"console_scripts": ["gim-jax = gim_jax.cli:main"]},
+)

