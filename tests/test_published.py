@@ -1,5 +1,6 @@
 """Official files become variables by tables; wrong ones are named."""
 
+import dataclasses
 import zipfile
 
 import jax
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from gim_jax.config import replace
 from gim_jax.models import MODELS
-from gim_jax.weights import published
+from gim_jax.weights import published, store
 from gim_jax.weights.convert import torch_key
 
 
@@ -106,3 +108,11 @@ def test_every_table_belongs_to_a_model_and_every_official_file_has_one():
         published.convert("rootsift", [])
     with pytest.raises(ValueError, match="loftr_outdoor: no file has"):
         published.convert("loftr_outdoor", [])
+
+
+@pytest.mark.parametrize("name", [name for name, info in MODELS.items() if info.family != "rootsift"])
+def test_configurations_come_back_from_a_weights_file(name, tmp_path):
+    config = MODELS[name].config
+    store.save(tmp_path / "w.safetensors", {"params": {"x": np.zeros(1)}}, {"config": dataclasses.asdict(config)})
+    _, meta = store.load(tmp_path / "w.safetensors")
+    assert replace(config, meta["config"], "weights") == config

@@ -75,7 +75,7 @@ class DKMConfig:
     num_hidden: int = 8
     fine_dim: int = 24
     remat: bool = False
-    dtype: Any = jnp.float32
+    dtype: str = "float32"
 
     def __post_init__(self):
         if self.gp_solve not in ("correct", "released"):
