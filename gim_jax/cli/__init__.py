@@ -47,11 +47,18 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(module.run(args) or 0)
     except (ValueError, OSError) as error:
-        print(f"gim-jax {name}: {error}", file=sys.stderr)
+        print(f"gim-jax {name}: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\ngim-jax {name}: interrupted; start it again to continue", file=sys.stderr)
         return 130
+
+
+def one_line(error: Exception) -> str:
+    """One line about an error; the system's own ones begin with the file they are about."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 if __name__ == "__main__":

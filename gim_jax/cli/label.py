@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from gim_jax.cli import one_line
 from gim_jax.cli.progress import Progress
 from gim_jax.config import load_config
 from gim_jax.data.tfrecord import write_atomic
@@ -41,7 +42,7 @@ def label_all(videos: list[str], config, out: Path) -> tuple[list[dict], list[st
             try:
                 row = label_video(video, config, out, progress)
             except (ValueError, OSError) as error:
-                line = str(error)
+                line = one_line(error)
                 failed.append(printable(line if str(video) in line else f"{video}: {line}"))
                 progress.close()
                 print(f"gim-jax label: {failed[-1]}", file=sys.stderr)
