@@ -1,4 +1,4 @@
-"""`gim-jax eval`: evaluate a matcher on a benchmark."""
+"""`gim-jax eval`: evaluate a matcher on a benchmark, aggregate released results, compare results."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ PLANNED = ("zeb", "megadepth1500", "scannet1500", "hpatches")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "compare", nargs="*", metavar="compare A.json B.json ...", help="print results beside the published ones"
+    )
     parser.add_argument("--benchmark", default="pairs", help="pairs: relative pose on text files of pairs")
     parser.add_argument("--pairs", nargs="+", default=[], metavar="FILE", help="pairs files, one table row each")
     parser.add_argument("--model", default="rootsift", help="a name of `gim-jax models` (default: %(default)s)")
@@ -24,11 +27,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=1, help="pairs per pass through a network")
     parser.add_argument("--threshold", type=float, default=0.5, metavar="PX", help="RANSAC threshold, stored pixels")
     parser.add_argument("--method", default="ransac", help="ransac (published) or magsac")
+    parser.add_argument("--from-results", metavar="DIR", help="zeb: aggregate released per-pair result files")
     parser.add_argument("--json", metavar="FILE", help="write every setting, version, figure and pair")
+    parser.add_argument("--png", metavar="FILE", help="draw the table with intervals")
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print a table. Exit code 1 where pairs were lost."""
+    for path in (args.json, args.png):
+        check_writable(path)
+    if args.compare:
+        return compare(args)
+    if args.from_results:
+        return from_results(args)
     from gim_jax import api
     from gim_jax.eval.pairs import evaluate_pairs, read_pairs
 
@@ -40,7 +51,6 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--pairs: found no file, expected at least one")
     if args.batch_size < 1:
         raise ValueError(f"--batch-size: found {args.batch_size}, expected at least 1")
-    check_writable(args.json)
     for file in args.pairs:  # all faults before any work
         read_pairs(file)
     settings = {"long_side": args.long_side} if args.long_side else {}
@@ -65,6 +75,54 @@ def run(args: argparse.Namespace) -> int:
     if lost:
         print(f"{lost} pairs were lost and count as failures in the AUC", file=sys.stderr)
     return 1 if lost else 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Print results of JSON files beside the published ones. Exit code 1 where pairs are lost or missing."""
+    from gim_jax.eval.compare import one_benchmark
+    from gim_jax.eval.document import load
+
+    word, *files = args.compare
+    if word != "compare" or not files:
+        raise ValueError(f"arguments: found {' '.join(args.compare)!r}, expected `compare` and JSON files")
+    return print_results(*one_benchmark([load(file) for file in files]), args.png)
+
+
+def from_results(args: argparse.Namespace) -> int:
+    """Aggregate the released result files of a folder. Exit code 1 where pairs are missing."""
+    from gim_jax.eval import document
+    from gim_jax.eval.compare import rank_among_published
+
+    if args.benchmark not in ("zeb", "pairs"):
+        raise ValueError(f"--from-results: found --benchmark={args.benchmark}, expected zeb")
+    content, skipped = document.from_released(args.from_results)
+    for result in content["results"]:
+        result["mean_rank"] = rank_among_published(result)
+    for reason in skipped:
+        print(f"gim-jax eval: left out {reason}", file=sys.stderr)
+    if args.json:
+        document.save(args.json, content)
+    return print_results("zeb", content["results"], args.png)
+
+
+def print_results(benchmark: str, results: list[dict], png: str | None) -> int:
+    """Print the tables of results, draw them where asked for. Exit code 1 where a result is not whole."""
+    from gim_jax.eval import compare
+
+    zeb = benchmark == "zeb"
+    tables = [compare.table_one(results) if zeb else compare.threshold_rows(benchmark, results)]
+    tables += [compare.residual_rows(results), compare.threshold_means(results)] if zeb else []
+    tables += [compare.overlap_rows(results), compare.interval_rows(results), compare.difference_rows(results)]
+    print("\n\n".join(format_table(rows) for rows in tables if len(rows) > 1))
+    if png:
+        picture = compare.draw(benchmark, results)
+        write_atomic(png, lambda file: file.write(picture))
+    notes = [f"{result['method']}: {note}" for result in results for note in result["notes"]]
+    print("\n".join(["", *notes]) if notes else "", end="\n" if notes else "")
+    whole = all(result["mean"]["complete"] for result in results)
+    if not whole:
+        print("* not the mean of the whole benchmark: pairs or sets are missing or lost, see above")
+    return 0 if whole else 1
 
 
 def table(results: list[dict]) -> str:
