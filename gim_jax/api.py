@@ -15,7 +15,7 @@ import numpy as np
 from gim_jax import geometry, rootsift
 from gim_jax.config import replace
 from gim_jax.image import pad_bottom_right, read_image, resize, size_of, to_gray
-from gim_jax.models import FAMILIES, MODELS, ModelInfo, get_model
+from gim_jax.models import FAMILIES, MODELS, ModelInfo, get_model, in_dtype
 from gim_jax.types import Matches
 from gim_jax.weights import store
 
@@ -50,7 +50,7 @@ def load_matcher(name: str, weights: Any = None, batch_size: int = 1, **settings
       weights: a `.safetensors` file of `gim-jax convert` or `gim-jax train`, or the variables themselves.
       batch_size: pairs that `match_batch` passes through a network at once, where their sizes agree.
       **settings: change the preset of the model: `long_side`, `exact` (width, height), `multiple`, `upscale` of
-        `image.target_size`, or any field of the network's configuration such as `thr`; for `rootsift`
+        `image.target_size`, or any field of the network's configuration such as `thr` or `dtype`; for `rootsift`
         `max_keypoints`, `contrast_threshold`, `ratio` and `long_side`.
 
     Raises:
@@ -130,6 +130,7 @@ class Network:
         _update(known, settings or {}, info.name)
         self.info = dataclasses.replace(info, resize={key: known[key] for key in preset})
         self.config = replace(trained, {key: known[key] for key in settings or {} if key in config}, "settings")
+        self.config = in_dtype(self.config, self.config.dtype)
         self.batch_size, self.settings, self.num_traces = batch_size, dict(settings or {}), 0
         module = info.network(self.config)
         self.channels = getattr(self.config, "in_channels", info.channels)

