@@ -22,11 +22,11 @@ import numpy as np
 import gim_jax
 from data_prep import propagate as prop
 from data_prep import video as vid
-from gim_jax import image, robust, rootsift
+from data_prep.fitting import fit_motion, min_matches_for, one_to_one, pixel_scale
+from gim_jax import image, rootsift
 from gim_jax.config import config_hash
 from gim_jax.data import records
 from gim_jax.data.tfrecord import write_atomic
-from gim_jax.types import Fit
 
 TEACHERS = ("rootsift",)
 Progress = Callable[[int, int], None]  # (sampled frames done, expected)
@@ -42,6 +42,8 @@ class VideoLabels:
       frames, times_s: number and presentation time of each sampled frame.
       direct: fitted labels by step, before any pair is dropped for having few.
       levels: kept labels by interval, propagated and merged.
+      geometry: by step, what binds each kept pair: "F" epipolar lines, "H" a homography (the camera only turns, or
+        sees one plane), "" where there is no pair.
       min_matches: a pair needs more correspondences than this.
       reasons: [S] why no pair starts at a sampled frame, "" where one does.
       best: [S] step of the farthest kept pair, 0 for none.
@@ -54,6 +56,7 @@ class VideoLabels:
     times_s: list[float]
     direct: dict[int, prop.Level]
     levels: list[prop.Level]
+    geometry: dict[int, np.ndarray]
     min_matches: int
     reasons: list[str]
     best: np.ndarray
@@ -110,17 +113,9 @@ def read_manifest(path: Path) -> dict | None:
         return None
 
 
-def min_matches_for(size: tuple[int, int], config) -> int:
-    """The paper's 1024 correspondences at full HD, scaled with the image area unless told otherwise."""
-    if not config.scale_min_matches:
-        return config.min_matches
-    width, height = config.min_matches_size
-    return round(config.min_matches * size[0] * size[1] / (width * height))
-
-
 def _label(path, info, config, jpegs, progress) -> tuple[VideoLabels, list[tuple[int, int]]]:
     """Decode, match, fit and propagate. JPEGs of the sampled frames go to the open file `jpegs`."""
-    seconds = collections.Counter()
+    seconds: dict[str, float] = {}
     notes: list[str] = []
     frames, times_s, offsets, size = [], [], [], (0, 0)
     features: collections.deque[Future] = collections.deque(maxlen=max(config.base_steps) + 1)
@@ -157,21 +152,22 @@ def _label(path, info, config, jpegs, progress) -> tuple[VideoLabels, list[tuple
         raise ValueError(f"{path}: {'; '.join(notes)}")
 
     clock = time.perf_counter()
-    direct, refusals = {}, {}
+    direct, refusals, geometry = {}, {}, {}
     for step, jobs in fits.items():
         results = [job.result() for job in jobs]
-        refusals[step] = [reason for _, reason in results]
-        direct[step] = prop.make_level(step, [labels for labels, _ in results], len(frames))
+        refusals[step] = [reason for _, _, reason in results]
+        geometry[step] = [kind for _, kind, _ in results]
+        direct[step] = prop.make_level(step, [labels for labels, _, _ in results], len(frames))
     min_matches = min_matches_for(size, config)
     levels = prop.propagate(direct, min_matches, config.link_radius_px, config.link_rule)
-    if config.refit:
-        levels = [_refit(level, min_matches, size, config) for level in levels]
-        levels = [level for level in levels if level.mask.any()]
+    refitted = [_refit(level, geometry.get(level.step, []), min_matches, size, config) for level in levels]
+    levels = [level for level, _ in refitted if level.mask.any()]
     seconds["propagate"] = time.perf_counter() - clock
 
-    best, reasons = _choose(levels, direct, refusals, min_matches, config)
-    labels = VideoLabels(info, size, frames, times_s, direct, levels, min_matches, reasons, best)
-    labels.stats = _stats(labels, refusals) | {"seconds": dict(seconds), "notes": notes}
+    best, reasons = _choose(levels, direct, refusals, min_matches, config.min_motion_px * pixel_scale(size, config))
+    kinds = {level.step: kinds for level, kinds in refitted}
+    labels = VideoLabels(info, size, frames, times_s, direct, levels, kinds, min_matches, reasons, best)
+    labels.stats = _stats(labels, refusals, geometry) | {"seconds": dict(seconds), "notes": notes}
     return labels, offsets
 
 
@@ -179,7 +175,8 @@ def _fit_size(rgb: np.ndarray, long_side: int) -> np.ndarray:
     scale = long_side / max(rgb.shape[:2]) if long_side else 1.0
     if scale >= 1.0:
         return rgb
-    return image.resize(rgb, tuple(max(round(n * scale), 1) for n in image.size_of(rgb)), cv2.INTER_AREA)
+    width, height = (max(round(n * scale), 1) for n in image.size_of(rgb))
+    return image.resize(rgb, (width, height), cv2.INTER_AREA)
 
 
 def _extract(rgb: np.ndarray, config) -> rootsift.Features:
@@ -187,54 +184,44 @@ def _extract(rgb: np.ndarray, config) -> rootsift.Features:
         image.to_gray(rgb),
         config.max_keypoints or None,
         config.contrast_threshold,
-        max_diameter_px=config.max_diameter_px,
+        max_diameter_px=config.max_diameter_px * pixel_scale(image.size_of(rgb), config),
     )
 
 
-def _fit_pair(features0: Future, features1: Future, size, config) -> tuple[dict | None, str]:
-    """Match two frames and keep what robust fitting confirms: (labels or None, reason)."""
+def _fit_pair(features0: Future, features1: Future, size, config) -> tuple[dict | None, str, str]:
+    """Match two frames and keep what robust fitting confirms: (labels or None, kind of motion, reason)."""
     one, two = features0.result(), features1.result()
     if min(len(one.kpts), len(two.kpts)) < 8:
-        return None, f"no texture: {min(len(one.kpts), len(two.kpts))} keypoints"
+        return None, "", f"no texture: {min(len(one.kpts), len(two.kpts))} keypoints"
     idx0, idx1, conf = rootsift.match(one.desc, two.desc, config.ratio)
     xy = np.concatenate([one.kpts[idx0], two.kpts[idx1]], 1)
-    keep = _one_to_one(xy, conf)
+    keep = one_to_one(xy, conf)
     xy, conf = xy[keep], conf[keep]
-    found = _fit_f(xy, size, config)
-    if found.model is None:
-        return None, found.reason
+    kind, found = fit_motion(xy, size, config)
+    if not kind:
+        return None, "", found.reason
     xy, conf = xy[found.inliers], conf[found.inliers]
-    return {"xy": xy, "conf": conf, "teacher": np.zeros(len(xy), np.int32)}, ""
+    return {"xy": xy, "conf": conf, "teacher": np.zeros(len(xy), np.int32)}, kind, ""
 
 
-def _fit_f(xy: np.ndarray, size: tuple[int, int], config) -> Fit:
-    return robust.fit(
-        "F", xy[:, :2], xy[:, 2:], size, config.threshold_px,
-        confidence=config.confidence, max_iters=config.max_iters,
-    )  # fmt: skip
+def _refit(level: prop.Level, direct_kinds: list[str], min_matches: int, size, config) -> tuple[prop.Level, np.ndarray]:
+    """Fit each propagated pair again and drop what the chain carried off; a direct pair is fitted already.
 
-
-def _one_to_one(xy: np.ndarray, conf: np.ndarray) -> np.ndarray:
-    """Rows to keep so that no position occurs twice in either frame (SIFT repeats one per orientation)."""
-    order = np.argsort(-conf, kind="stable")
-    for side in (xy[:, :2], xy[:, 2:]):
-        first = np.unique(side[order], axis=0, return_index=True)[1]
-        order = order[np.sort(first)]
-    return np.sort(order)
-
-
-def _refit(level: prop.Level, min_matches: int, size, config) -> prop.Level:
-    """Fit each propagated pair again and drop what the chain carried off the epipolar lines."""
-    mask = np.array(level.mask)
+    Returns:
+      The level and the kind of motion of each start, "" where no pair is left.
+    """
+    mask, kinds = np.array(level.mask), np.full(len(level.mask), "", "U1")
+    kinds[: len(direct_kinds)] = direct_kinds
     for start in np.flatnonzero((level.hops * mask).max(1) > 1):
         rows = np.flatnonzero(mask[start])
-        xy = level.xy[start][rows]
-        mask[start, rows] = _fit_f(xy, size, config).inliers
+        kinds[start], found = fit_motion(level.xy[start][rows], size, config)
+        if config.refit:
+            mask[start, rows] = found.inliers
     mask &= (mask.sum(1) > min_matches)[:, None]
-    return replace(level, mask=mask)
+    return replace(level, mask=mask), np.where(mask.any(1), kinds, "")
 
 
-def _choose(levels, direct, refusals, min_matches, config) -> tuple[np.ndarray, list[str]]:
+def _choose(levels, direct, refusals, min_matches, min_motion_px) -> tuple[np.ndarray, list[str]]:
     """The farthest kept pair of each start frame, or why there is none."""
     first = min(direct)
     num = len(direct[first].mask)
@@ -243,7 +230,7 @@ def _choose(levels, direct, refusals, min_matches, config) -> tuple[np.ndarray, 
         shift = np.hypot(*np.moveaxis(level.xy[..., 2:] - level.xy[..., :2], -1, 0))
         shift = np.ma.median(np.ma.array(shift, mask=~level.mask), axis=1).filled(0)
         kept = level.counts > 0
-        moving = kept & (shift >= config.min_motion_px)
+        moving = kept & (shift >= min_motion_px)
         still |= kept & ~moving
         best[moving] = level.step
     reasons = []
@@ -278,7 +265,7 @@ def _examples(labels: VideoLabels) -> list[tuple[prop.Level, int]]:
 
 def _record(labels: VideoLabels, level: prop.Level, start: int, offsets, jpegs, config) -> records.PairRecord:
     end, pair = start + level.step, level.pair(start)
-    found = _fit_f(pair["xy"], labels.size, config)
+    kind, found = fit_motion(pair["xy"], labels.size, config)
     return records.PairRecord(
         image0=_unspool(jpegs, offsets[start]),
         image1=_unspool(jpegs, offsets[end]),
@@ -289,7 +276,7 @@ def _record(labels: VideoLabels, level: prop.Level, start: int, offsets, jpegs, 
         teacher=pair["teacher"],
         teachers=TEACHERS,
         hops=pair["hops"],
-        F=np.zeros((3, 3)) if found.model is None else found.model,
+        F=found.model if kind == "F" and found.model is not None else np.zeros((3, 3)),
         frame0=labels.frames[start],
         frame1=labels.frames[end],
         time0_s=labels.times_s[start],
@@ -312,18 +299,20 @@ def _contact_sheet(labels: VideoLabels, offsets, jpegs, columns: int = 6, max_fr
     return image.encode_jpeg(np.concatenate(rows), 88)
 
 
-def _stats(labels: VideoLabels, refusals: dict[int, list[str]]) -> dict:
+def _stats(labels: VideoLabels, refusals: dict[int, list[str]], geometry: dict[int, list[str]]) -> dict:
     """Counts of every stage by interval, and the stretches without labels with their reasons."""
     stages = []
     for step, level in labels.direct.items():
         counts = level.counts[: len(refusals[step])]
         stages.append({"stage": "direct", "step": step, "pairs": len(counts), "fitted": int((counts > 0).sum()),
-                       **_spread(counts[counts > 0])})  # fmt: skip
+                       "homographies": geometry[step].count("H"), **_spread(counts[counts > 0])})  # fmt: skip
     for level in labels.levels:
         counts = level.counts
         chained = (level.hops > 1) & level.mask
         stages.append({"stage": "kept", "step": level.step, "pairs": max(len(counts) - level.step, 0),
-                       "kept": int((counts > 0).sum()), "propagated_share": float(chained.sum() / counts.sum()),
+                       "kept": int((counts > 0).sum()),
+                       "homographies": int((labels.geometry[level.step] == "H").sum()),
+                       "propagated_share": float(chained.sum() / counts.sum()),
                        **_spread(counts[counts > 0])})  # fmt: skip
     saved = {str(step): int((labels.best == step).sum()) for step in np.unique(labels.best[labels.best > 0])}
     return {"stages": stages, "saved_by_step": saved, "lost": _stretches(labels)}

@@ -17,6 +17,9 @@ from scipy.special import gammaln
 from gim_jax.types import Fit
 
 MAX_LOG10_NFA = -3.0  # expected number of equally good models among random matches: one in a thousand
+PLANE_SHARE = 0.5  # a homography with fewer of the inliers cannot be all that they tell
+PLANE_ITERS = 300  # finds one that half of the points agree with, but for a chance of 4e-9
+PARALLAX = 3.0  # thresholds off the homography: beyond the tail of what noise does to points on it
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,45 @@ def fit(
     return Fit(model, inliers)
 
 
+def fit_motion(
+    kpts0: np.ndarray, kpts1: np.ndarray, size1: tuple[int, int], threshold_px: float = 1.0, *,
+    confidence: float = 0.999999, max_iters: int = 10_000,
+) -> tuple[str, Fit]:  # fmt: skip
+    """Fit the motion between two frames: a fundamental matrix, or a homography where that is all the matches tell.
+
+    A camera that turns without moving, or that sees one plane, leaves the fundamental matrix undetermined: any
+    epipole agrees, and along its lines arbitrary matches pass. So where a homography explains most inliers, those off
+    it have to pass the chance test on their own: given the homography, two of them determine the epipole (plane and
+    parallax, Hartley and Zisserman 13.3). Where they do not, the inliers of the homography are what is known.
+
+    Args and errors: as `fit`.
+
+    Returns:
+      "F", "H" or "" where nothing can be trusted, and the fit.
+    """
+    found = fit("F", kpts0, kpts1, size1, threshold_px, confidence=confidence, max_iters=max_iters)
+    if found.model is None:
+        return "", found
+    near = found.inliers
+    plane = fit("H", kpts0[near], kpts1[near], size1, threshold_px, confidence=confidence, max_iters=PLANE_ITERS)
+    if plane.model is None or plane.num_inliers < PLANE_SHARE * found.num_inliers:
+        return "F", found
+    error = transfer_error(plane.model, kpts0, kpts1)
+    off = error > PARALLAX * threshold_px
+    score = log10_nfa(int(off.sum()), int((off & near).sum()), "F", threshold_px, size1, sample=2)
+    if score <= MAX_LOG10_NFA:
+        return "F", found
+    return "H", Fit(plane.model, error <= threshold_px)
+
+
+def transfer_error(H: np.ndarray, kpts0: np.ndarray, kpts1: np.ndarray) -> np.ndarray:
+    """Distance of `kpts1` from where H maps `kpts0`: [M] px, inf where it maps behind the camera."""
+    mapped = np.c_[kpts0, np.ones(len(kpts0))] @ H.T
+    front = mapped[:, 2] * np.median(mapped[:, 2]) > 0 if len(mapped) else np.zeros(0, bool)
+    place = mapped[:, :2] / np.where(front, mapped[:, 2], 1.0)[:, None]
+    return np.where(front, np.linalg.norm(place - kpts1, axis=1), np.inf)
+
+
 def _estimate(kind, kpts0, kpts1, threshold_px, K0, K1, confidence, max_iters):
     if kind == "F":
         return cv2.findFundamentalMat(kpts0, kpts1, cv2.USAC_MAGSAC, threshold_px, confidence, max_iters)
@@ -96,15 +138,18 @@ def _estimate(kind, kpts0, kpts1, threshold_px, K0, K1, confidence, max_iters):
     )
 
 
-def log10_nfa(num: int, num_inliers: int, kind: str, threshold_px: float, size1: tuple[int, int]) -> float:
+def log10_nfa(
+    num: int, num_inliers: int, kind: str, threshold_px: float, size1: tuple[int, int], sample: int = 0
+) -> float:
     """Log10 of the number of models that random matches would offer with as many inliers (number of false alarms).
 
     A random point of image 1 lies within the threshold of a given epipolar line with probability at most
     2 * threshold * diagonal / area, and of a given point with pi * threshold^2 / area. The threshold is widened by
-    sqrt(2) because OpenCV measures a distance that both images share.
+    sqrt(2) because OpenCV measures a distance that both images share. `sample` matches determine the model; by
+    default as many as the kind needs when nothing is known of it.
     """
     width, height = size1
-    sample = PROBLEMS[kind].min_points
+    sample = sample or PROBLEMS[kind].min_points
     if num_inliers <= sample:
         return np.inf
     reach = np.sqrt(2.0) * threshold_px

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from data_prep import label
+from data_prep import fitting, label
 from data_prep.truth import Truth
 from data_prep.world import WorldConfig, render
 from gim_jax import cli
@@ -103,19 +103,41 @@ def test_saved_pairs_are_the_farthest_of_each_start(tmp_path, config):
     assert len({pair.frame0 for pair in pairs}) == len(pairs)
     by_start = {pair.frame0: pair.interval for pair in pairs}
     assert by_start == {2 * s: 2 * max(d for d in (1, 2, 4, 8) if s + d < 15) for s in range(14)}
-    for pair in pairs:
-        x0 = np.c_[pair.correspondences[:, :2], np.ones(len(pair.hops))]
-        x1 = np.c_[pair.correspondences[:, 2:], np.ones(len(pair.hops))]
-        line = x0 @ pair.F.T
-        assert np.median(np.abs((x1 * line).sum(1)) / np.hypot(line[:, 0], line[:, 1])) < 0.7
+
+
+def test_what_only_a_homography_binds_is_kept_and_named(tmp_path, config):
+    """The pan shows one plane: every pair is a homography, no record claims a fundamental matrix."""
+    write_video(tmp_path / "pan.mp4", pan(20, 2, 0), options={"crf": "6"})
+    row = label.label_video(tmp_path / "pan.mp4", config, tmp_path / "out")
+    assert row["pairs"] == 9
+    for stage in row["stages"]:
+        assert stage["homographies"] == stage["kept" if stage["stage"] == "kept" else "fitted"] > 0
+    for data in records.read_tfrecord(next((tmp_path / "out").glob("*.tfrecord"))):
+        assert not records.decode(data).F.any()
+
+
+def test_an_enlarged_video_is_labelled_like_the_original(tmp_path, config):
+    """Twice as wide: the same points within twice the threshold, where a fixed one would drop some."""
+    import cv2
+
+    config.threshold_size = (200, 150)
+    frames = pan(6, 2, 0)
+    write_video(tmp_path / "a.mp4", frames, options={"crf": "6"})
+    write_video(tmp_path / "b.mp4", [cv2.resize(f, (400, 300), interpolation=cv2.INTER_CUBIC) for f in frames])
+    small, large = (
+        label.label_in_memory(tmp_path / name, config).direct[1].pair(0)["xy"] for name in ("a.mp4", "b.mp4")
+    )
+    assert len(large) > 0.9 * len(small)
+    off = np.hypot(large[:, 2] - large[:, 0] + 8, large[:, 3] - large[:, 1])
+    assert 0.7 < off.max() <= 1.5, "wider than the threshold of the small one"
 
 
 def test_minimum_scales_with_the_image_area(config):
     config.min_matches = 1024
-    assert label.min_matches_for((1920, 1080), config) == 1024
-    assert label.min_matches_for((960, 540), config) == 256
+    assert fitting.min_matches_for((1920, 1080), config) == 1024
+    assert fitting.min_matches_for((960, 540), config) == 256
     config.scale_min_matches = False
-    assert label.min_matches_for((960, 540), config) == 1024
+    assert fitting.min_matches_for((960, 540), config) == 1024
 
 
 def test_bad_videos_are_named_and_the_others_go_on(tmp_path, capsys):

@@ -92,3 +92,44 @@ def test_bad_arguments_name_the_field():
         robust.fit("E", points, points, SIZE)
     with pytest.raises(ValueError, match="kind"):
         robust.fit("X", points, points, SIZE)
+
+
+def turned(num: int, noise_px: float, seed: int = 0):
+    """Points as a camera sees them that turns by 0.1 rad and stays where it is; every third match is random."""
+    rng = np.random.default_rng(seed)
+    K = np.array([[1400.0, 0, 960], [0, 1400, 540], [0, 0, 1]])
+    R = np.array([[np.cos(0.1), 0, np.sin(0.1)], [0, 1, 0], [-np.sin(0.1), 0, np.cos(0.1)]])
+    kpts0 = rng.uniform(0, 1, (num, 2)) * SIZE
+    rays = np.c_[kpts0, np.ones(num)] @ (K @ R @ np.linalg.inv(K)).T
+    kpts1 = rays[:, :2] / rays[:, 2:] + rng.normal(0, noise_px, (num, 2))
+    kpts1[::3] = rng.uniform(0, 1, kpts1[::3].shape) * SIZE
+    return kpts0, kpts1
+
+
+def test_a_turning_camera_is_named_and_keeps_no_match_along_the_lines():
+    """Any epipole agrees with a rotation, so an F keeps some random matches; the homography keeps none."""
+    kpts0, kpts1 = turned(3000, 0.3)
+    along = robust.fit("F", kpts0, kpts1, SIZE, 1.0).inliers[::3].sum()
+    name, found = robust.fit_motion(kpts0, kpts1, SIZE, 1.0)
+    assert name == "H" and found.inliers[::3].sum() <= 1 < along
+    assert found.inliers.reshape(-1, 3)[:, 1:].mean() > 0.95
+
+
+@pytest.mark.parametrize("share", [0.0, 0.9])
+def test_parallax_is_a_fundamental_matrix_even_when_most_points_lie_on_a_plane(share):
+    kpts0, kpts1, F, _, _ = two_views(2000, 0.0, 0.2)
+    epipole = np.linalg.svd(F.T)[2][2]  # a plane's homography agrees with F where F = [e1]x H up to scale
+    cross = np.array([[0, -epipole[2], epipole[1]], [epipole[2], 0, -epipole[0]], [-epipole[1], epipole[0], 0]])
+    H = cross @ F / np.linalg.norm(F) + np.outer(epipole, [1e-4, 2e-4, 1.0])
+    plane = np.arange(2000) < share * 2000
+    mapped = np.c_[kpts0, np.ones(2000)] @ H.T
+    kpts1 = np.where(plane[:, None], mapped[:, :2] / mapped[:, 2:], kpts1)
+    name, found = robust.fit_motion(kpts0, kpts1, SIZE, 1.0)
+    assert name == "F" and found.inliers[~plane].mean() > 0.95
+
+
+@pytest.mark.parametrize("num", [8, 1000, 20_000])
+def test_random_matches_move_in_no_way(num):
+    kpts0, kpts1 = np.random.default_rng(num).uniform(0, 1, (2, num, 2)) * SIZE
+    name, found = robust.fit_motion(kpts0, kpts1, SIZE, 0.5)
+    assert name == "" and found.num_inliers == 0 and found.reason
