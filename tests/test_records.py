@@ -73,7 +73,7 @@ def test_pair_id_depends_on_content_and_not_on_provenance():
         ("size0", (64, 96)),
         ("image1", b"GIF89a"),
         ("image0", b""),
-        ("schema_version", 2),
+        ("schema_version", 3),
         ("pair_id", "0" * 32),
         ("video", "x" * 5000),
     ],
@@ -168,9 +168,7 @@ def test_truncated_file_is_named_and_intact_records_read(three, size):
     path.write_bytes(path.read_bytes()[:size])
     num_intact = sum(size >= end for end in (116, 332, 648))
     start = (0, 116, 332)[num_intact]
-    with pytest.raises(
-        ValueError, match=rf"three\.tfrecord: record {num_intact} at byte {start}: the file ends"
-    ):
+    with pytest.raises(ValueError, match=rf"three\.tfrecord: record {num_intact} at byte {start}: the file ends"):
         list(records.read_tfrecord(path))
     assert list(records.read_tfrecord(path, "skip")) == payloads[:num_intact]
 
@@ -250,7 +248,12 @@ def test_dataset_does_not_depend_on_input_order_or_duplicates(tmp_path, payloads
     assert second == {"num_records": 24, "num_duplicates": 5}
     assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
     names = [f"pairs-train.tfrecord-0000{i}-of-00003" for i in range(3)]
-    assert sorted(folder_bytes(tmp_path / "a")) == ["dataset_info.json", "features.json", *names]
+    assert sorted(folder_bytes(tmp_path / "a")) == [
+        "dataset_info.json",
+        "features.json",
+        "pairs-train.scenes.npz",
+        *names,
+    ]
 
 
 def test_same_pair_from_two_runs_is_one_record_whichever_came_first(tmp_path, payloads):

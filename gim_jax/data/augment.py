@@ -11,6 +11,9 @@ rotation. Deviations, all on purpose:
 * The geometry is drawn until enough correspondences survive before any pixel is touched, so redrawing costs nothing.
 * Darkening is applied after resizing, at the scale the network sees.
 
+Pairs with pose and depth go the same way: correspondences drawn through their depth steer the crops, and depth and
+intrinsics follow the pixels into the crop, so that supervision needs to know of no scale and no offset.
+
 Everything is a function of a `numpy.random.Generator`; OpenCV and NumPy only.
 """
 
@@ -21,9 +24,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from gim_jax.data.depth import decode_depth, depth_matches
 from gim_jax.data.records import PairRecord
 
 CELL = 8  # px per coarse cell of every supported network
+NUM_DRAWN = 4  # points tried through the depth per correspondence wanted: some are hidden, some leave the crops
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,10 @@ class Augment:
       corner_jitter: each corner moves by up to this share of the width and height.
       rotation_deg: the warp also rotates by up to this angle, either way.
       max_tries: draws of the geometry before a pair is given up.
+      rescale_posed: range of `rescale0` and `rescale1` for pairs with depth (GIM).
+      zoom_in: False keeps image 1 of a video pair as small as the released code does, which takes the largest label
+        coordinate for the size of the image.
+      subset: of too many correspondences keep a "random" subset or the "leftmost" ones (released, sparse matchers).
     """
 
     enabled: bool = True
@@ -50,6 +59,13 @@ class Augment:
     corner_jitter: float = 0.25
     rotation_deg: float = 180.0
     max_tries: int = 30
+    rescale_posed: tuple[float, float] = (0.6, 1.4)
+    zoom_in: bool = True
+    subset: str = "random"
+
+    def __post_init__(self):
+        if self.subset not in ("random", "leftmost"):
+            raise ValueError(f"data.augment.subset: found {self.subset!r}, expected 'random' or 'leftmost'")
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,21 @@ class Geometry:
         kpts = (kpts + 0.5) * scale - 0.5 - self.start
         inside = np.all((kpts >= 0) & (kpts <= np.subtract(self.valid, 1)), axis=1)
         return (kpts if self.warp is None else project(self.warp, kpts)), inside
+
+    def camera(self, K: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Turn intrinsics [3, 3] of an image of `size` into those of the crop, before the warp."""
+        (sx, sy), (x, y) = np.divide(self.resized, size), self.start
+        return np.array([(sx, 0, (sx - 1) / 2 - x), (0, sy, (sy - 1) / 2 - y), (0, 0, 1)]) @ K
+
+    def crop_depth(self, depth: np.ndarray, box: tuple[int, int]) -> np.ndarray:
+        """Bring depth [h, w] into the crop, before the warp: the nearest pixel's; 0 where the box is empty."""
+        columns, rows = (
+            ((np.arange(count) + start + 0.5) * n / extent).astype(int).clip(0, n - 1)
+            for count, start, n, extent in zip(self.valid, self.start, depth.shape[::-1], self.resized)
+        )
+        out = np.zeros((box[1], box[0]), np.float32)
+        out[: len(rows), : len(columns)] = depth[np.ix_(rows, columns)]
+        return out
 
     def coarse_mask(self, box: tuple[int, int]) -> np.ndarray:
         """Mark the coarse cells [H/8, W/8] of the network frame whose centre shows a pixel of the image."""
@@ -124,14 +155,17 @@ def draw_geometry(
     rescale: tuple[float, float],
     settings: Augment,
     warped: bool,
+    limit: float = np.inf,
 ) -> Geometry:
-    """Draw how an image of `size` gets into a box so that the point `anchor` (px of the image) stays in the crop."""
+    """Draw how an image of `size` gets into a box so that the point `anchor` (px of the image) stays in the crop;
+    `limit`: of the scale."""
     ratios = np.divide(box, size)
     scale = 1.0
     if ratios.min() < 1:  # larger than the box
         scale = float(rng.choice(ratios) if settings.enabled else ratios.min())
     if settings.enabled and rng.random() < settings.rescale_prob:
         scale *= rng.uniform(*rescale) * max(float(ratios.min()), 1.0)
+    scale = min(scale, limit)
     resized = tuple(int(max(n * scale // CELL, 1)) * CELL for n in size)
     start = []
     for point, n, extent, limit in zip(anchor, size, resized, box):
@@ -215,6 +249,7 @@ def make_sample(
     max_matches: int,
     min_matches: int,
     settings: Augment,
+    depth: bool = False,
 ) -> dict[str, np.ndarray]:
     """Turn a record into one element of a training batch.
 
@@ -225,22 +260,31 @@ def make_sample(
       channels: 1 (gray) or 3 (RGB).
       max_matches: M, static; of more correspondences a random subset stays.
       min_matches: correspondences that must survive.
+      depth: also give what supervision by depth needs, all of it 0 or the identity for a pair without.
 
     Returns: dict of image0, image1 uint8 [H, W, C]; mask0, mask1 bool [H/8, W/8], True = the cell shows the image;
       kpts0, kpts1 float32 [M, 2] px of the network frame; match_mask bool [M]; conf float32 [M]. Padding is 0.
+      With `depth` also posed, depth_complete bool []; depth0, depth1 float32 [H, W], K0, K1 [3, 3] of the crops,
+      T_0to1 [4, 4], imsize1 int32 [2] = (height, width) of the valid part of crop 1, and Hq_aug [3, 3] from crop 1 to
+      network frame 1.
 
     Raises: TooFewMatchesError after `settings.max_tries` draws; ValueError if an image cannot be decoded.
     """
-    points = record.correspondences.astype(np.float64)
+    points, maps = record.correspondences.astype(np.float64), ()
+    if record.posed:
+        maps = tuple(decode_depth(d, *r) for d, r in zip((record.depth0, record.depth1), record.depth_ranges))
+        points = depth_matches(rng, maps, (record.K0, record.K1), record.T_0to1, NUM_DRAWN * max_matches)
     if len(points) < max(min_matches, 1):
         raise TooFewMatchesError(f"found {len(points)} correspondences, expected at least {max(min_matches, 1)}")
     sizes = (record.size0, record.size1)
-    rescales = (settings.rescale0, settings.rescale1)
+    rescales = (settings.rescale_posed,) * 2 if record.posed else (settings.rescale0, settings.rescale1)
+    reach = np.divide(size, points[:, 2:].max(0).clip(1))
+    limits = (np.inf, np.inf if settings.zoom_in or record.posed else float(reach.min()))
     most = 0
     for _ in range(settings.max_tries if settings.enabled else 1):
         anchor = points[rng.integers(len(points))]
         geometry = [
-            draw_geometry(rng, sizes[i], size, anchor[2 * i : 2 * i + 2], rescales[i], settings, warped=i == 1)
+            draw_geometry(rng, sizes[i], size, anchor[2 * i : 2 * i + 2], rescales[i], settings, i == 1, limits[i])
             for i in (0, 1)
         ]
         masks = [g.coarse_mask(size) for g in geometry]
@@ -262,13 +306,16 @@ def make_sample(
     else:
         raise TooFewMatchesError(f"at most {most} correspondences survived, expected at least {max(min_matches, 1)}")
     if len(chosen) > max_matches:
-        chosen = np.sort(rng.choice(chosen, max_matches, replace=False))
+        if settings.subset == "leftmost":
+            chosen = chosen[np.lexsort(np.concatenate(kpts, 1)[chosen].T[::-1])][:max_matches]
+        else:
+            chosen = np.sort(rng.choice(chosen, max_matches, replace=False))
     count = len(chosen)
     sample: dict[str, np.ndarray] = {
         "match_mask": np.arange(max_matches) < count,
         "conf": np.zeros(max_matches, np.float32),
     }
-    sample["conf"][:count] = record.confidence[chosen]
+    sample["conf"][:count] = 1 if record.posed else record.confidence[chosen]
     for i in (0, 1):
         image = decode_jpeg((record.image0, record.image1)[i], sizes[i], channels, geometry[i].resized)
         dark = rng if settings.enabled and rng.random() < settings.dark_prob else None
@@ -276,4 +323,15 @@ def make_sample(
         sample[f"mask{i}"] = masks[i]
         sample[f"kpts{i}"] = np.zeros((max_matches, 2), np.float32)
         sample[f"kpts{i}"][:count] = kpts[i][chosen]
+        if depth:
+            K = geometry[i].camera((record.K0, record.K1)[i], sizes[i]) if record.posed else np.eye(3)
+            sample[f"K{i}"] = K.astype(np.float32)
+            empty = np.zeros((size[1], size[0]), np.float32)
+            sample[f"depth{i}"] = geometry[i].crop_depth(maps[i], size) if record.posed else empty
+    if depth:
+        warp = geometry[1].warp
+        sample["Hq_aug"] = np.eye(3, dtype=np.float32) if warp is None else (warp / warp[2, 2]).astype(np.float32)
+        sample["T_0to1"] = (record.T_0to1 if record.posed else np.eye(4)).astype(np.float32)
+        sample["imsize1"] = np.array(geometry[1].valid[::-1], np.int32)
+        sample["posed"], sample["depth_complete"] = np.bool_(record.posed), np.bool_(record.depth_complete)
     return sample

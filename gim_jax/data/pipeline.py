@@ -1,10 +1,10 @@
 """Training batches from record folders: global shuffle, decode and augment in threads, exact position.
 
-    offset index -> shuffle (seed) -> repeat -> mix -> decode + augment (seed, position) -> batch
+    offset index -> shuffle, or draw by scene and overlap (seed) -> mix -> decode + augment (seed, position) -> batch
 
 The element at global position i is a function of (files, settings, seed, i) and of nothing else: not of hosts, threads,
-batches or interruptions. Host p of n takes the positions p, p + n, ... of every global batch
-(`grain.experimental.ElasticIterator`), so the position is one integer that any number of hosts can continue from.
+batches or interruptions. Host p of n makes the p-th block of every global batch, and the
+position is one integer (`grain.experimental.ElasticIterator`) that any number of hosts can continue from.
 
 Records that are damaged, or that keep too few correspondences after augmentation, are replaced by another one drawn
 from the same data set, counted and named. NumPy and OpenCV only; nothing here touches a JAX device.
@@ -12,6 +12,7 @@ from the same data set, counted and named. NumPy and OpenCV only; nothing here t
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 
 from gim_jax.data import records
 from gim_jax.data.augment import CELL, Augment, TooFewMatchesError, make_sample
+from gim_jax.data.scenes import Order, Sampling, index_path, read_index
 
 MAX_REPLACEMENTS = 100  # so many bad records in a row mean that the data or the settings are wrong
 TOO_FEW_MATCHES = "too few matches after augmentation"
@@ -39,6 +41,9 @@ class Batches:
         channels: 1 (gray) or 3 (RGB);
         max_matches, min_matches: static number of correspondences per pair, and how many a pair needs;
         num_threads: 0 decodes in the calling thread; num_prefetch: batches made ahead;
+        depth: batches also hold depth, poses and intrinsics (zeros for pairs without), for supervision by depth;
+        sampling: the fields of `gim_jax.data.scenes.Sampling`, for every folder;
+        augment_of: {name of a packed data set: fields of `augment` that it has otherwise};
         on_damage: "skip" replaces damaged records, "raise" stops at the first;
         augment: the fields of `gim_jax.data.augment.Augment`.
       seed: of the order and of the augmentation.
@@ -65,31 +70,39 @@ class Batches:
         if batch_size < 1 or batch_size % shard_count:
             raise ValueError(f"batch_size: found {batch_size}, expected a multiple of {shard_count} hosts")
         self._data, self._seed = data, seed
-        try:
-            self._augment = Augment(**data.augment)
-        except TypeError as error:
-            raise ValueError(f"data.augment: {error}") from error
+        sampling = _fields(Sampling, "data.sampling", data.get("sampling", {}))
+        self._augments: list[Augment] = []
         self.incidents: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._sources = []
-        for name in _names(data.records):
+        self._sources: list[records.TFRecordSource] = []
+        orders = []
+        for k, name in enumerate(_names(data.records)):
             source = records.TFRecordSource(records.dataset_paths(name, data.split), data.on_damage)
             if not len(source):
                 raise ValueError(f"{name}: found no intact record, expected at least 1")
             self.incidents.update(source.skipped)
             self._sources.append(source)
+            title = records.split_lengths(Path(name), data.split)[0] if records.is_packed(name) else ""
+            own = data.get("augment_of", {}).get(title, {}) if data.augment.get("enabled", True) else {}
+            self._augments.append(_fields(Augment, "data.augment", {**data.augment, **own}))
+            orders.append(self._order(k, Path(name), title, source, sampling))
         self.num_records = [len(source) for source in self._sources]
         weights = [float(w) for w in data.weights] or [1.0] * len(self._sources)
         if len(weights) != len(self._sources) or min(weights) <= 0:
             raise ValueError(f"data.weights: found {weights}, expected {len(self._sources)} positive numbers")
 
-        orders = [
-            grain.MapDataset.range(n).seed(seed + k).shuffle().repeat().map(lambda i, k=k: (k, i))
-            for k, n in enumerate(self.num_records)
-        ]
         mixed = orders[0] if len(orders) == 1 else grain.MapDataset.mix(orders, weights)
+        share = batch_size // shard_count
+
+        def element(position: int) -> dict[str, np.ndarray]:
+            # Host p is given the positions p, p + n, ...; it shall have the p-th block of every batch instead, so that
+            # the rows of a global batch are in one order on any number of hosts.
+            step, row = divmod(position, batch_size)
+            position = step * batch_size + row % shard_count * share + row // shard_count
+            return self._sample(position, mixed[position])
+
         self._iterator = grain.experimental.ElasticIterator(
-            mixed.map_with_index(self._sample),
+            grain.MapDataset.range(sys.maxsize).map(element),
             batch_size,
             grain.sharding.ShardOptions(shard_index=shard_index, shard_count=shard_count),
             read_options=grain.ReadOptions(
@@ -118,6 +131,16 @@ class Batches:
         """Stop the threads."""
         self._iterator.close()
 
+    def _order(self, k: int, folder: Path, title: str, source: records.TFRecordSource, sampling: Sampling):
+        """Order the records of data set k: an endless grain data set of (k, number)."""
+        if sampling.plain:
+            shuffled = grain.MapDataset.range(len(source)).seed(self._seed + k).shuffle().repeat()
+            return shuffled.map(lambda i: (k, i))
+        if not title:
+            raise ValueError(f"{folder}: is not packed; data.sampling needs the index that packing writes")
+        order = Order(*read_index(index_path(folder, title, self._data.split), source), sampling, self._seed + k)
+        return grain.MapDataset.range(len(order)).repeat().map_with_index(lambda i, _: (k, order[i]))
+
     def _sample(self, position: int, key: tuple[int, int]) -> dict[str, np.ndarray]:
         """Make the element at a global position from record `key` = (data set, number), or from a replacement."""
         source, index = self._sources[key[0]], key[1]
@@ -133,7 +156,8 @@ class Batches:
                     self._data.channels,
                     self._data.max_matches,
                     self._data.min_matches,
-                    self._augment,
+                    self._augments[key[0]],
+                    self._data.get("depth", False),
                 )
             except TooFewMatchesError:
                 self._count(TOO_FEW_MATCHES)
@@ -149,6 +173,14 @@ class Batches:
     def _count(self, reason: str) -> None:
         with self._lock:
             self.incidents[reason] += 1
+
+
+def _fields(kind: type, name: str, values: Any) -> Any:
+    """Make a dataclass of settings; a ValueError names the field that it does not have."""
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _names(text: str) -> list[str]:

@@ -14,7 +14,7 @@ import json
 import re
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,18 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from gim_jax import __version__
-from gim_jax.data.tfrecord import TFRecordSource, read_tfrecord, write_atomic, write_tfrecord
+from gim_jax.data import scenes
+from gim_jax.data.headers import jpeg_size, png_size
+from gim_jax.data.tfrecord import (
+    HEADER_BYTES,
+    OVERHEAD_BYTES,
+    TFRecordSource,
+    read_tfrecord,
+    write_atomic,
+    write_tfrecord,
+)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had no poses; its records are still read
 MAX_IMAGE_PIXELS = 1 << 26
 MAX_TEXT_BYTES = 4096
 
@@ -47,6 +56,13 @@ class PairRecord:
       time0_s, time1_s: presentation times.
       video, video_sha256, licence: the video's file name, the digest of its bytes, and its licence.
       label_config_hash, code_version, schema_version: what made the label.
+      T_0to1: [4, 4] float64 pose, X1 = R X0 + t, of a posed pair; zeros for none, and then no depth either.
+      K0, K1: [3, 3] float64 intrinsics for pixel centres at whole numbers, or zeros.
+      depth0, depth1: PNG bytes of `gim_jax.data.depth`, as large as the images, or empty.
+      depth_ranges: [2, 2] float64 (nearest, farthest) of each.
+      depth_complete: 1 where unknown depth means that nothing can be matched there (MegaDepth), 0 where a sensor
+        just missed it (ScanNet).
+      scene: what pairs are balanced by; of a video pair the video. overlap: share in [0, 1], -1 = unknown.
       pair_id: hash of the content (`make_pair_id`); "" lets `encode` fill it in.
     """
 
@@ -71,7 +87,21 @@ class PairRecord:
     label_config_hash: str
     code_version: str = __version__
     schema_version: int = SCHEMA_VERSION
+    T_0to1: np.ndarray = field(default_factory=lambda: np.zeros((4, 4)))
+    K0: np.ndarray = field(default_factory=lambda: np.zeros((3, 3)))
+    K1: np.ndarray = field(default_factory=lambda: np.zeros((3, 3)))
+    depth0: bytes = b""
+    depth1: bytes = b""
+    depth_ranges: np.ndarray = field(default_factory=lambda: np.ones((2, 2)))
+    depth_complete: int = 0
+    scene: str = ""
+    overlap: float = -1.0
     pair_id: str = ""
+
+    @property
+    def posed(self) -> bool:
+        """True with pose and depth, False with correspondences alone."""
+        return bool(np.any(self.T_0to1))
 
 
 _ARRAYS: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {  # stored as little-endian bytes
@@ -82,38 +112,23 @@ _ARRAYS: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {  # stored as li
     "F": (np.float64, (3, 3)),
     "time0_s": (np.float64, ()),
     "time1_s": (np.float64, ()),
+    "T_0to1": (np.float64, (4, 4)),
+    "K0": (np.float64, (3, 3)),
+    "K1": (np.float64, (3, 3)),
+    "depth_ranges": (np.float64, (2, 2)),
+    "overlap": (np.float64, ()),
 }
-_INTS = ("frame0", "frame1", "interval", "schema_version")
-_TEXTS = ("pair_id", "video", "video_sha256", "licence", "label_config_hash", "code_version")
+_SCALARS = ("time0_s", "time1_s", "overlap")
+_INTS = ("frame0", "frame1", "interval", "schema_version", "depth_complete")
+_TEXTS = ("pair_id", "video", "video_sha256", "licence", "label_config_hash", "code_version", "scene")
+_IMAGES = ("image0", "image1", "depth0", "depth1")
+_POSE = ("T_0to1", "K0", "K1", "depth_ranges")
+_SINCE_2 = {*_POSE, "depth0", "depth1", "depth_complete", "scene", "overlap"}
 _PER_MATCH = ("correspondences", "confidence", "teacher", "hops")
 
 
-def jpeg_size(data: bytes) -> tuple[int, int, int]:
-    """Read (width, height, channels) from the header of a JPEG without decoding it.
-
-    Raises: ValueError if the bytes are not a JPEG or carry no frame header.
-    """
-    if data[:2] != b"\xff\xd8":
-        raise ValueError(f"found {len(data)} bytes starting with {data[:4].hex() or 'nothing'}, expected a JPEG")
-    position = 2
-    while position + 9 < len(data):
-        if data[position] != 0xFF:
-            break
-        marker = data[position + 1]
-        if marker == 0xFF:  # padding
-            position += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
-            height, width = struct.unpack_from(">HH", data, position + 5)
-            return width, height, data[position + 9]
-        elif marker == 0xDA:  # the pixels begin
-            break
-        else:
-            position += 2 + struct.unpack_from(">H", data, position + 2)[0]
-    raise ValueError("found a JPEG without a frame header")
-
-
 def make_pair_id(record: PairRecord) -> str:
-    """Hash what a record teaches (images, correspondences, confidences, teachers, hops): 32 hex digits.
+    """Hash what a record teaches (images, correspondences, confidences, teachers, hops, depth, pose): 32 hex digits.
 
     Equal content gives an equal id whatever video file, configuration or code version it came from.
     """
@@ -125,6 +140,9 @@ def make_pair_id(record: PairRecord) -> str:
     ]
     for name in _PER_MATCH:
         parts.append(np.ascontiguousarray(getattr(record, name), _ARRAYS[name][0]).tobytes())
+    if record.posed:
+        parts += [record.depth0, record.depth1]
+        parts += [np.ascontiguousarray(getattr(record, name), np.float64).tobytes() for name in _POSE]
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
@@ -134,17 +152,19 @@ def make_pair_id(record: PairRecord) -> str:
 def _check(record: PairRecord) -> None:
     """Raise a ValueError naming the first field that is out of its range."""
 
-    def expect(condition: bool, field: str, found: object, expected: str) -> None:
+    def expect(condition: bool, name: str, found: object, expected: str) -> None:
         if not condition:
-            raise ValueError(f"{field}: found {found}, expected {expected}")
+            raise ValueError(f"{name}: found {found}, expected {expected}")
 
-    expect(record.schema_version == SCHEMA_VERSION, "schema_version", record.schema_version, str(SCHEMA_VERSION))
+    expect(
+        1 <= record.schema_version <= SCHEMA_VERSION, "schema_version", record.schema_version, f"1 to {SCHEMA_VERSION}"
+    )
     num_matches = len(record.correspondences)
-    for field, (_, shape) in _ARRAYS.items():
-        array = np.asarray(getattr(record, field))
+    for name, (_, shape) in _ARRAYS.items():
+        array = np.asarray(getattr(record, name))
         wanted = tuple(num_matches if n < 0 else n for n in shape)
-        expect(array.shape == wanted, field, f"shape {array.shape}", f"shape {wanted}")
-        expect(bool(np.isfinite(array).all()), field, "a value that is not finite", "finite values")
+        expect(array.shape == wanted, name, f"shape {array.shape}", f"shape {wanted}")
+        expect(bool(np.isfinite(array).all()), name, "a value that is not finite", "finite values")
     for i in "01":
         width, height = getattr(record, f"size{i}")
         try:
@@ -171,9 +191,28 @@ def _check(record: PairRecord) -> None:
         found = f"{confidence.min()} to {confidence.max()}"
         expect(0 <= confidence.min() and confidence.max() <= 1, "confidence", found, "0 to 1")
         expect(hops.min() >= 1, "hops", hops.min(), "1 or more")
-    for field in _TEXTS:
-        size = len(getattr(record, field).encode("utf-8", "backslashreplace"))
-        expect(size <= MAX_TEXT_BYTES, field, f"{size} bytes", f"at most {MAX_TEXT_BYTES}")
+    for name in _TEXTS:
+        size = len(getattr(record, name).encode("utf-8", "backslashreplace"))
+        expect(size <= MAX_TEXT_BYTES, name, f"{size} bytes", f"at most {MAX_TEXT_BYTES}")
+    expect(record.overlap == -1 or 0 <= record.overlap <= 1, "overlap", record.overlap, "0 to 1, or -1")
+    if not record.posed:
+        expect(not (record.depth0 or record.depth1), "T_0to1", "zeros beside depth", "a pose")
+        return
+    T = np.asarray(record.T_0to1)
+    expect(bool(np.abs(T).max() < 1e9), "T_0to1", T.tolist(), "numbers below 1e9")
+    rigid = np.allclose(T[:3, :3] @ T[:3, :3].T, np.eye(3), atol=1e-3) and np.linalg.det(T[:3, :3]) > 0
+    expect(bool(rigid and np.array_equal(T[3], (0, 0, 0, 1))), "T_0to1", T.tolist(), "a rotation and a translation")
+    for i in "01":
+        K = np.asarray(getattr(record, f"K{i}"))
+        good = K[0, 0] > 0 and K[1, 1] > 0 and np.array_equal(K[2], (0, 0, 1))
+        expect(bool(good), f"K{i}", K.tolist(), "a camera matrix")
+        near, far = np.asarray(record.depth_ranges)[int(i)]
+        expect(bool(0 < near <= far), "depth_ranges", f"{near} to {far}", "positive, nearest first")
+        try:
+            found = png_size(getattr(record, f"depth{i}"))
+        except ValueError as error:
+            raise ValueError(f"depth{i}: {error}") from error
+        expect(found == tuple(getattr(record, f"size{i}")), f"depth{i}", found, f"{getattr(record, f'size{i}')}")
 
 
 def encode(record: PairRecord) -> bytes:
@@ -192,7 +231,7 @@ def encode(record: PairRecord) -> bytes:
     def put_bytes(name: str, values: Iterable[bytes]) -> None:
         feature[name].bytes_list.value.extend(values)
 
-    for name in ("image0", "image1"):
+    for name in _IMAGES:
         put_bytes(name, [getattr(record, name)])
     for name in ("size0", "size1"):
         feature[name].int64_list.value.extend(int(v) for v in getattr(record, name))
@@ -226,25 +265,29 @@ def decode(payload: bytes) -> PairRecord:
         return list(values)
 
     version = get("schema_version", "int64_list", 1)[0]
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"schema_version: found {version}, expected {SCHEMA_VERSION}; update gim-jax or label again")
+    if not 1 <= version <= SCHEMA_VERSION:
+        raise ValueError(f"schema_version: found {version}, expected 1 to {SCHEMA_VERSION}; update gim-jax")
     values: dict[str, Any] = {}
-    for name in ("image0", "image1"):
-        values[name] = get(name, "bytes_list", 1)[0]
+    absent = _SINCE_2 if version == 1 else set()
+    for name in _IMAGES:
+        if name not in absent:
+            values[name] = get(name, "bytes_list", 1)[0]
     for name in ("size0", "size1"):
         values[name] = tuple(get(name, "int64_list", 2))
     for name, (dtype, shape) in _ARRAYS.items():
+        if name in absent:
+            continue
         data = get(name, "bytes_list", 1)[0]
         stride = np.dtype(dtype).itemsize * abs(int(np.prod(shape)))
         if len(data) % stride or (-1 not in shape and len(data) != stride):
             raise ValueError(f"{name}: found {len(data)} bytes, expected {dtype.__name__} of shape {shape}")
         values[name] = np.frombuffer(data, np.dtype(dtype).newbyteorder("<")).astype(dtype).reshape(shape)
-    for name in ("time0_s", "time1_s"):
+    for name in (n for n in _SCALARS if n not in absent):
         values[name] = float(values[name])
-    for name in _INTS:
+    for name in (n for n in _INTS if n not in absent):
         values[name] = get(name, "int64_list", 1)[0]
     try:
-        for name in _TEXTS:
+        for name in (n for n in _TEXTS if n not in absent):
             values[name] = get(name, "bytes_list", 1)[0].decode()
         values["teachers"] = tuple(name.decode() for name in get("teachers", "bytes_list", None))
     except UnicodeDecodeError as error:
@@ -254,15 +297,18 @@ def decode(payload: bytes) -> PairRecord:
     return record
 
 
-def _pair_id(payload: bytes) -> str:
-    """Read only the pair id of a payload."""
+def _summary(payload: bytes) -> tuple[str, str, float]:
+    """Read only the pair id, the scene (else the video) and the overlap of a payload."""
     try:
-        values = tf_example.Example.FromString(payload).features.feature["pair_id"].bytes_list.value
+        features = tf_example.Example.FromString(payload).features.feature
     except DecodeError as error:
         raise ValueError(f"found {len(payload)} bytes that are not a tf.Example") from error
-    if len(values) != 1 or not re.fullmatch(rb"[0-9a-f]{32}", values[0]):
+    first = {n: next(iter(features[n].bytes_list.value), b"") for n in ("pair_id", "scene", "video", "overlap")}
+    if not re.fullmatch(rb"[0-9a-f]{32}", first["pair_id"]):
         raise ValueError("pair_id: expected 32 hex digits")
-    return values[0].decode()
+    scene = (first["scene"] or first["video"]).decode(errors="backslashreplace")
+    overlap = struct.unpack("<d", first["overlap"])[0] if len(first["overlap"]) == 8 else scenes.UNKNOWN
+    return first["pair_id"].decode(), scene, overlap
 
 
 def shard_path(folder: str | Path, name: str, split: str, shard: int, num_shards: int) -> Path:
@@ -290,26 +336,31 @@ def write_dataset(
 
     Returns: dict(num_records=, num_duplicates=).
     """
-    for field, value in (("name", name), ("split", split)):
+    for key, value in (("name", name), ("split", split)):
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", value):
-            raise ValueError(f"{field}: found {value!r}, expected lower-case letters, digits and underscores")
+            raise ValueError(f"{key}: found {value!r}, expected lower-case letters, digits and underscores")
     if not 1 <= num_shards <= 99999:
         raise ValueError(f"num_shards: found {num_shards}, expected 1 to 99999")
     records = payloads if isinstance(payloads, TFRecordSource | list | tuple) else list(payloads)
     shards: list[list[tuple[str, bytes, int]]] = [[] for _ in range(num_shards)]
+    about = []
     for index in range(len(records)):
         payload = records[index]
-        pair_id = _pair_id(payload)
+        pair_id, *rest = _summary(payload)
+        about.append((*rest, len(payload)))
         shards[shard_of(pair_id, num_shards)].append((pair_id, hashlib.sha256(payload).digest()[:8], index))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lengths, num_bytes = [], 0
+    lengths, num_bytes, written = [], 0, []
     for shard, entries in enumerate(shards):
         entries.sort()
         kept = [e[2] for i, e in enumerate(entries) if i == 0 or e[0] != entries[i - 1][0]]
         path = shard_path(folder, name, split, shard, num_shards)
         lengths.append(write_tfrecord(path, (records[index] for index in kept)))
         num_bytes += path.stat().st_size
+        offsets = np.cumsum([0] + [about[index][2] + OVERHEAD_BYTES for index in kept])[:-1] + HEADER_BYTES
+        written += [(*about[index][:2], (shard, int(offset))) for index, offset in zip(kept, offsets)]
+    scenes.write_index(scenes.index_path(folder, name, split), *(zip(*written) if written else ((), (), ())))
     _write_tfds_files(folder, name, split, lengths, num_bytes)
     return {"num_records": sum(lengths), "num_duplicates": len(records) - sum(lengths)}
 
@@ -325,6 +376,7 @@ def _write_tfds_files(folder: Path, name: str, split: str, lengths: list[int], n
     kinds |= {key: tfds.Scalar(dtype=np.int64) for key in _INTS}
     kinds |= {f"size{i}": tfds.Tensor(shape=(2,), dtype=np.int64) for i in "01"}
     kinds |= {f"image{i}": tfds.Image(shape=(None, None, 3), encoding_format="jpeg") for i in "01"}
+    kinds |= {f"depth{i}": tfds.Text() for i in "01"}  # PNG bytes as they are
     kinds["teachers"] = tfds.Sequence(tfds.Text())
     assert set(kinds) == {f.name for f in fields(PairRecord)}
     text = json.dumps(tfds.FeaturesDict(kinds).to_json(), indent=1, sort_keys=True)
@@ -359,8 +411,8 @@ def dataset_paths(path: str | Path, split: str = "train") -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ValueError(f"{path}: no such file or folder; expected records")
-    if (path / "dataset_info.json").is_file():
-        name, lengths = _split_lengths(path, split)
+    if is_packed(path):
+        name, lengths = split_lengths(path, split)
         paths = [shard_path(path, name, split, i, len(lengths)) for i in range(len(lengths))]
         if missing := [p.name for p in paths if not p.is_file()]:
             raise ValueError(f"{path}: {len(missing)} of {len(paths)} shards are missing, the first is {missing[0]}")
@@ -371,7 +423,12 @@ def dataset_paths(path: str | Path, split: str = "train") -> list[Path]:
     return paths
 
 
-def _split_lengths(folder: Path, split: str) -> tuple[str, list[int]]:
+def is_packed(path: str | Path) -> bool:
+    """True for a folder of shards with an index, as `write_dataset` makes it."""
+    return (Path(path) / "dataset_info.json").is_file()
+
+
+def split_lengths(folder: Path, split: str) -> tuple[str, list[int]]:
     """Read the data set's name and the records per shard of a split from `dataset_info.json`."""
     path = folder / "dataset_info.json"
     try:
@@ -407,7 +464,7 @@ def verify(path: str | Path) -> tuple[int, list[str]]:
     num_intact, problems = 0, []
     for split in dataset_splits(path):
         paths = dataset_paths(path, split)
-        lengths = _split_lengths(Path(path), split)[1] if (Path(path) / "dataset_info.json").is_file() else None
+        lengths = split_lengths(Path(path), split)[1] if is_packed(path) else None
         seen: dict[str, str] = {}
         for shard, file in enumerate(paths):
             skipped: list[str] = []

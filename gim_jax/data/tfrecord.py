@@ -20,6 +20,8 @@ MAX_RECORD_BYTES = 1 << 28  # a longer length is damage: two 64-megapixel JPEGs 
 
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
+HEADER_BYTES = _HEADER.size
+OVERHEAD_BYTES = _HEADER.size + _CRC.size
 
 
 def _masked_crc(data: bytes) -> int:
@@ -193,6 +195,10 @@ class TFRecordSource:
 
     def __iter__(self) -> Iterator[bytes]:
         return (self[index] for index in range(len(self)))
+
+    def places(self) -> list[tuple[int, int]]:
+        """List (number of the file, byte offset of the payload) of every record."""
+        return list(zip(self._file.tolist(), self._span[:, 0].tolist()))
 
     def where(self, index: int) -> str:
         """Name a record by file and number for error messages."""
