@@ -163,7 +163,17 @@ def _log10_binomial(n: int, k: int) -> float:
     return float((gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)) / np.log(10))
 
 
-POSE_METHODS = {"ransac": cv2.RANSAC, "magsac": cv2.USAC_MAGSAC}
+POSE_METHODS = {"ransac": cv2.RANSAC, "magsac": cv2.USAC_MAGSAC, "poselib": None}
+HOMOGRAPHY_METHODS = {"ransac": cv2.RANSAC, "magsac": cv2.USAC_MAGSAC, "poselib": None}
+
+
+def _poselib():
+    """Import the optional estimator."""
+    try:
+        import poselib
+    except ImportError as error:
+        raise ValueError("method: poselib is not installed; `pip install poselib` (extra: eval)") from error
+    return poselib
 
 
 def estimate_relative_pose(
@@ -174,6 +184,7 @@ def estimate_relative_pose(
     threshold_px: float = 0.5,
     method: str = "ransac",
     confidence: float = 0.99999,
+    focal_px: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Estimate the pose of camera 1 relative to camera 0 as the published evaluations do (no chance test here).
 
@@ -186,7 +197,9 @@ def estimate_relative_pose(
       kpts0, kpts1: [M, 2] px.
       K0, K1: [3, 3].
       threshold_px: inlier distance.
-      method: "ransac" (published) or "magsac".
+      method: "ransac" (published), "magsac", or "poselib" (LO-RANSAC with refinement; an extra).
+      confidence: of the estimator.
+      focal_px: divides the threshold instead of the mean above.
 
     Returns:
       R [3, 3], unit t [3] with `X1 = R X0 + s t`, inliers [M] bool; None with fewer than five matches or no model.
@@ -198,7 +211,9 @@ def estimate_relative_pose(
     K0, K1 = np.asarray(K0, np.float64), np.asarray(K1, np.float64)
     rays0 = (np.asarray(kpts0, np.float64) - K0[:2, 2]) / K0[[0, 1], [0, 1]]
     rays1 = (np.asarray(kpts1, np.float64) - K1[:2, 2]) / K1[[0, 1], [0, 1]]
-    threshold = threshold_px / float(np.mean([K0[0, 0], K1[1, 1], K0[0, 0], K1[1, 1]]))
+    threshold = threshold_px / (focal_px or float(np.mean([K0[0, 0], K1[1, 1], K0[0, 0], K1[1, 1]])))
+    if method == "poselib":
+        return _poselib_pose(rays0, rays1, threshold, confidence)
     eye = np.eye(3)
     try:
         E, mask = cv2.findEssentialMat(
@@ -214,3 +229,50 @@ def estimate_relative_pose(
         if count > best_count:
             best, best_count = (R, t[:, 0], mask.ravel() > 0), count
     return best
+
+
+def _poselib_pose(rays0, rays1, threshold: float, confidence: float):
+    camera = {"model": "PINHOLE", "width": 2, "height": 2, "params": [1.0, 1.0, 0.0, 0.0]}
+    options = {"max_epipolar_error": threshold, "success_prob": confidence}
+    pose, info = _poselib().estimate_relative_pose(rays0, rays1, camera, camera, options, {})
+    inliers = np.asarray(info["inliers"], bool)
+    length = np.linalg.norm(pose.t)
+    if not inliers.any() or not length > 0:
+        return None
+    return np.asarray(pose.R), np.asarray(pose.t) / length, inliers
+
+
+def estimate_homography(
+    kpts0: np.ndarray,
+    kpts1: np.ndarray,
+    threshold_px: float = 3.0,
+    method: str = "ransac",
+    confidence: float = 0.995,
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Estimate the homography 0 -> 1 as the published evaluations do (no chance test here).
+
+    Args:
+      kpts0, kpts1: [M, 2] px.
+      threshold_px: inlier distance in image 1.
+      method: "ransac" (published), "magsac" or "poselib" (an extra).
+      confidence: of the estimator; OpenCV's default here.
+
+    Returns:
+      H [3, 3] float64, None with fewer than four matches or no model; inliers [M] bool.
+    """
+    if method not in HOMOGRAPHY_METHODS:
+        raise ValueError(f"method: found {method!r}, expected one of {', '.join(HOMOGRAPHY_METHODS)}")
+    nobody = np.zeros(len(kpts0), bool)
+    if len(kpts0) < 4:
+        return None, nobody
+    kpts0, kpts1 = np.asarray(kpts0, np.float64), np.asarray(kpts1, np.float64)
+    if method == "poselib":
+        options = {"max_reproj_error": threshold_px, "success_prob": confidence}
+        H, info = _poselib().estimate_homography(kpts0, kpts1, options, {})
+        mask = np.asarray(info["inliers"], bool)
+        return (np.asarray(H), mask) if mask.any() else (None, nobody)
+    try:
+        H, mask = cv2.findHomography(kpts0, kpts1, HOMOGRAPHY_METHODS[method], threshold_px, confidence=confidence)
+    except cv2.error:  # degenerate points
+        return None, nobody
+    return (None, nobody) if H is None or mask is None else (H, mask.ravel() > 0)
