@@ -1,29 +1,44 @@
-"""Labelling of videos: GIM section 3.1 with RootSIFT as the only matcher (ablation row 3 of Table 2: 49.3 of 49.4).
+"""Labelling of videos: GIM section 3.1.
 
-Command: gim-jax label VIDEO [VIDEO ...] --out DIR --config=configs/label.py [--config.every_frames=20]
+Arguments, `configs/label.py:NAME`: the paper's presets by the architecture that is to be trained (section 4), its
+ablation with RootSIFT alone (row 3 of Table 2: 49.3 of 49.4, the default), or any matchers of `gim-jax models` joined
+by `+`, the base first. Networks need weights: `--config.networks.loftr_outdoor.weights=FILE`.
+
+Command: gim-jax label VIDEO [VIDEO ...] --out DIR --config=configs/label.py[:dkm] [--config.every_frames=20]
 """
 
 import ml_collections
 
+PRESETS = {  # section 4: the official outdoor model, and methods weaker than it
+    "rootsift": "rootsift",
+    "superglue": "superglue_outdoor+rootsift",
+    "loftr": "loftr_outdoor+rootsift+superglue_outdoor",
+    "dkm": "dkm_outdoor+rootsift+superglue_outdoor+loftr_outdoor",
+}
+
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-    if argument:
-        raise ValueError(f"configs/label.py takes no argument, found {argument!r}")
+    labellers = PRESETS.get(argument or "rootsift", argument).split("+")
+    networks = {name: dict(weights="", long_side=0) for name in labellers if name != "rootsift"}  # 0: the model's own
     return ml_collections.ConfigDict(
         dict(
+            labellers=tuple(labellers),  # the base first
+            networks=networks,
+            batch_size=8,  # pairs or frames of a video that pass through a network at once, over all local devices
             every_frames=20,  # section 4: one frame every 20
             every_seconds=0.0,  # used instead where above 0
             max_seconds=0.0,  # label the beginning of a video only; 0: all of it
             long_side=0,  # px; larger frames are made smaller first; 0: never
             base_steps=(1, 2, 4),  # pairs 20, 40 and 80 frames apart
             ratio=0.8,  # gim/video_preprocessor.py
-            max_keypoints=0,  # 0: one per 64 pixels
+            max_keypoints=0,  # of RootSIFT; 0: one per 64 pixels
             contrast_threshold=1e-5,  # gim/video_preprocessor.py
             max_diameter_px=8.0,  # 7 % of the labels, with five times the share of errors above 2 px (rendered towns)
             threshold_size=(640, 480),  # where diameters, thresholds and motions in px hold; larger frames scale them
             threshold_px=0.7,  # of robust fitting; gim/video_preprocessor.py has 0.5 px of the matcher's frame
             confidence=0.999999,  # gim/video_preprocessor.py
             max_iters=10_000,
+            thin_px=0.5,  # of two labellers' labels closer than this in either frame the more confident one stays
             link_radius_px=1.0,  # section 3.1; pixels of the video
             link_rule="paper",  # or "released": the same rounded pixel, as gim/datasets/walk/propagate.py
             min_matches=1024,  # section 3.1, at the size below

@@ -6,13 +6,13 @@ are propagated to distant frames, and for every start frame the farthest pair is
 
 from __future__ import annotations
 
-import collections
 import json
 import os
+import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -22,14 +22,35 @@ import numpy as np
 import gim_jax
 from data_prep import propagate as prop
 from data_prep import video as vid
-from data_prep.fitting import fit_motion, min_matches_for, one_to_one, pixel_scale
-from gim_jax import image, rootsift
+from data_prep.fitting import PairLabels, fit_motion, min_matches_for, pixel_scale
+from data_prep.matchers import load_labellers, weights_digests
+from data_prep.matching import DirectLabels, match_video
+from gim_jax import image
 from gim_jax.config import config_hash
 from gim_jax.data import records
 from gim_jax.data.tfrecord import write_atomic
 
-TEACHERS = ("rootsift",)
+WINDOW = 512  # start frames propagated at once, with the `prop.MAX_STEP` after them: bounds the memory of a long video
 Progress = Callable[[int, int], None]  # (sampled frames done, expected)
+
+
+@dataclass
+class Summary:
+    """What became of every start frame; [S] arrays by step for the kept labels.
+
+    Attributes:
+      counts, chained: by step, kept correspondences of each pair, and how many of them are propagated.
+      kinds: by step, what binds each kept pair: "F" epipolar lines, "H" a homography (the camera only turns, or sees
+        one plane), "" no pair.
+      best: step of the farthest kept pair that moves, 0 for none.
+      still: a pair is kept, but nothing moves in it.
+    """
+
+    counts: dict[int, np.ndarray] = field(default_factory=dict)
+    chained: dict[int, np.ndarray] = field(default_factory=dict)
+    kinds: dict[int, np.ndarray] = field(default_factory=dict)
+    best: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
+    still: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
 
 
 @dataclass
@@ -37,71 +58,102 @@ class VideoLabels:
     """The labels of one video in memory.
 
     Attributes:
-      info: the video.
       size: (width, height) of its upright frames.
       frames, times_s: number and presentation time of each sampled frame.
       direct: fitted labels by step, before any pair is dropped for having few.
       levels: kept labels by interval, propagated and merged.
-      geometry: by step, what binds each kept pair: "F" epipolar lines, "H" a homography (the camera only turns, or
-        sees one plane), "" where there is no pair.
       min_matches: a pair needs more correspondences than this.
       reasons: [S] why no pair starts at a sampled frame, "" where one does.
-      best: [S] step of the farthest kept pair, 0 for none.
-      stats: counts of every stage, for the manifest.
+      summary: see there.
     """
 
-    info: vid.VideoInfo
     size: tuple[int, int]
     frames: list[int]
     times_s: list[float]
     direct: dict[int, prop.Level]
     levels: list[prop.Level]
-    geometry: dict[int, np.ndarray]
     min_matches: int
     reasons: list[str]
-    best: np.ndarray
-    stats: dict = field(default_factory=dict)
+    summary: Summary
+
+    @property
+    def best(self) -> np.ndarray:
+        """[S] step of the farthest kept pair, 0 for none."""
+        return self.summary.best
 
 
 def label_video(path: str | Path, config, out: str | Path, progress: Progress | None = None) -> dict:
-    """Label a video and write `<sha>.tfrecord` and its manifest row `<sha>.json` into `out`, atomically.
+    """Label a video and write its results into `out`, each atomically, the manifest last.
 
-    Done work is not repeated: where the manifest of the same video and configuration exists it is returned.
+    `<sha>.tfrecord` the pairs, `<sha>.examples` those of one start for the report, `<sha>.jpg` frames, `<sha>.json` the
+    manifest row, `<sha>.time.json` seconds by stage; all but the last depend on the video and the configuration alone.
+    Done work is not repeated: where the manifest of the same video and configuration exists it is returned, and
+    blocks of frames that an interrupted run finished are read back.
 
     Returns:
       The manifest row. Raises ValueError for what is not a usable video.
     """
     out = Path(out)
     info = vid.probe(path)
-    stem = info.sha256[:16]
+    stem, identity = info.sha256[:16], label_hash(config)
     manifest = out / f"{stem}.json"
     done = read_manifest(manifest)
-    if done and done["label_config_hash"] == label_hash(config) and (out / f"{stem}.tfrecord").is_file():
+    if done and done["label_config_hash"] == identity and (out / f"{stem}.tfrecord").is_file():
         return done
     out.mkdir(parents=True, exist_ok=True)
+    store = out / f".{stem}-{identity}"
     started = time.perf_counter()
     with tempfile.TemporaryFile(dir=out) as jpegs:
-        labels, offsets = _label(path, info, config, jpegs, progress)
-        for name, pairs in ((f"{stem}.tfrecord", _farthest(labels)), (f"{stem}.examples", _examples(labels))):
-            payloads = (records.encode(_record(labels, *pair, offsets, jpegs, config)) for pair in pairs)
-            records.write_tfrecord(out / name, payloads)
-        sheet = _contact_sheet(labels, offsets, jpegs)
+        labels = _direct(path, info, config, jpegs, store, progress)
+        direct, clock = labels.direct, time.perf_counter()
+        summary, example = _new_summary(len(direct.frames)), _Example()
+        pairs = _pairs(labels, config, summary, example)
+        to_record = _Recorder(labels, config, identity, jpegs)
+        num_pairs, num_labels = 0, 0
+
+        def payloads(chosen) -> Iterator[bytes]:
+            nonlocal num_pairs, num_labels
+            for start, step, pair in chosen:
+                num_pairs, num_labels = num_pairs + 1, num_labels + len(pair["xy"])
+                yield records.encode(to_record(start, step, pair))
+
+        records.write_tfrecord(out / f"{stem}.tfrecord", payloads(pairs))
+        saved = num_pairs, num_labels
+        records.write_tfrecord(out / f"{stem}.examples", payloads(example.pairs))
+        sheet = _contact_sheet(direct, jpegs)
     write_atomic(out / f"{stem}.jpg", lambda file: file.write(sheet))
-    row = _manifest_row(labels, config, time.perf_counter() - started)
+    seconds = direct.seconds | {"propagate": time.perf_counter() - clock, "total": time.perf_counter() - started}
+    write_atomic(out / f"{stem}.time.json", lambda file: file.write(json.dumps(seconds, indent=1).encode()))
+    row = _manifest_row(labels, summary, saved, config, identity)
     write_atomic(manifest, lambda file: file.write(json.dumps(row, indent=1).encode()))
+    shutil.rmtree(store, ignore_errors=True)
     return row
 
 
 def label_in_memory(path: str | Path, config, progress: Progress | None = None) -> VideoLabels:
     """`label_video` without writing anything: every label at every interval, for measurements."""
     with tempfile.TemporaryFile() as jpegs:
-        return _label(path, vid.probe(path), config, jpegs, progress)[0]
+        labels = _direct(path, vid.probe(path), config, jpegs, None, progress)
+    direct = labels.direct
+    num, summary = len(direct.frames), _new_summary(len(direct.frames))
+    levels = []
+    for window in _windows(labels, config):
+        _summarise(window, summary, labels, config)
+        levels.append((window.num, window.levels))
+    base = {step: prop.make_level(step, [_columns(row) for row in rows], num) for step, rows in direct.rows.items()}
+    return VideoLabels(
+        direct.size, direct.frames, direct.times_s, base, prop.join_windows(levels), labels.min_matches,
+        _reasons(labels, summary), summary,
+    )  # fmt: skip
 
 
 def label_hash(config) -> str:
-    """Hash of what changes the labels; the number of threads does not."""
+    """Hash of what changes the labels: the content of weights, not their place; not the number of threads."""
     settings = config.to_dict()
     settings.pop("workers")
+    settings["weights"] = weights_digests(config)
+    for network in settings["networks"].values():
+        network.pop("weights")
     return config_hash(settings)
 
 
@@ -113,62 +165,38 @@ def read_manifest(path: Path) -> dict | None:
         return None
 
 
-def _label(path, info, config, jpegs, progress) -> tuple[VideoLabels, list[tuple[int, int]]]:
-    """Decode, match, fit and propagate. JPEGs of the sampled frames go to the open file `jpegs`."""
-    seconds: dict[str, float] = {}
+@dataclass
+class _Labels:
+    """A video after matching: what everything later is made from."""
+
+    info: vid.VideoInfo
+    direct: DirectLabels
+    min_matches: int
+    notes: list[str]
+
+
+def _direct(path, info, config, jpegs, store, progress) -> _Labels:
+    """Decode, match and fit. JPEGs of the sampled frames go to the open file `jpegs`."""
     notes: list[str] = []
-    frames, times_s, offsets, size = [], [], [], (0, 0)
-    features: collections.deque[Future] = collections.deque(maxlen=max(config.base_steps) + 1)
-    fits: dict[int, list[Future]] = {step: [] for step in config.base_steps}
-    waiting: collections.deque[Future] = collections.deque()
     step_frames = config.every_frames if config.every_seconds <= 0 else max(config.every_seconds * info.fps, 1)
     length = min(info.num_frames, config.max_seconds * info.fps or info.num_frames)
     expected = int(np.ceil(length / step_frames))
-    clock = time.perf_counter()
-    with ThreadPoolExecutor(config.workers or os.cpu_count()) as pool:
+    labellers = load_labellers(config)
+
+    def sampled() -> Iterator[vid.Frame]:
+        first = None
         for frame in vid.sample_frames(path, config.every_frames, config.every_seconds, notes):
-            if config.max_seconds and times_s and frame.time_s - times_s[0] > config.max_seconds:
+            first = frame.time_s if first is None else first
+            if config.max_seconds and frame.time_s - first > config.max_seconds:
                 notes.append(f"only the first {config.max_seconds:g} s are labelled, as configured")
-                break
-            rgb = _fit_size(frame.rgb, config.long_side)
-            size = image.size_of(rgb)
-            frames.append(frame.index)
-            times_s.append(frame.time_s)
-            features.append(pool.submit(_extract, rgb, config))
-            offsets.append(_spool(jpegs, rgb, config.jpeg_quality))
-            for step in config.base_steps:
-                if len(features) > step:
-                    job = pool.submit(_fit_pair, features[-1 - step], features[-1], size, config)
-                    fits[step].append(job)
-                    waiting.append(job)
-            while len(waiting) > 16:  # let decoding wait for matching, so that memory stays bounded
-                waiting.popleft().result()
-            if progress:
-                progress(len(frames), max(expected, len(frames)))
-        for job in waiting:
-            job.result()
-    seconds["decode_match_fit"] = time.perf_counter() - clock
-    if not frames:
+                return
+            yield replace(frame, rgb=_fit_size(frame.rgb, config.long_side))
+
+    report = (lambda done: progress(done, max(expected, done))) if progress else None
+    direct = match_video(sampled(), labellers, config, jpegs, store, progress=report)
+    if not direct.frames:
         raise ValueError(f"{path}: {'; '.join(notes)}")
-
-    clock = time.perf_counter()
-    direct, refusals, geometry = {}, {}, {}
-    for step, jobs in fits.items():
-        results = [job.result() for job in jobs]
-        refusals[step] = [reason for _, _, reason in results]
-        geometry[step] = [kind for _, kind, _ in results]
-        direct[step] = prop.make_level(step, [labels for labels, _, _ in results], len(frames))
-    min_matches = min_matches_for(size, config)
-    levels = prop.propagate(direct, min_matches, config.link_radius_px, config.link_rule)
-    refitted = [_refit(level, geometry.get(level.step, []), min_matches, size, config) for level in levels]
-    levels = [level for level, _ in refitted if level.mask.any()]
-    seconds["propagate"] = time.perf_counter() - clock
-
-    best, reasons = _choose(levels, direct, refusals, min_matches, config.min_motion_px * pixel_scale(size, config))
-    kinds = {level.step: kinds for level, kinds in refitted}
-    labels = VideoLabels(info, size, frames, times_s, direct, levels, kinds, min_matches, reasons, best)
-    labels.stats = _stats(labels, refusals, geometry) | {"seconds": dict(seconds), "notes": notes}
-    return labels, offsets
+    return _Labels(info, direct, min_matches_for(direct.size, config), notes)
 
 
 def _fit_size(rgb: np.ndarray, long_side: int) -> np.ndarray:
@@ -179,32 +207,42 @@ def _fit_size(rgb: np.ndarray, long_side: int) -> np.ndarray:
     return image.resize(rgb, (width, height), cv2.INTER_AREA)
 
 
-def _extract(rgb: np.ndarray, config) -> rootsift.Features:
-    return rootsift.extract(
-        image.to_gray(rgb),
-        config.max_keypoints or None,
-        config.contrast_threshold,
-        max_diameter_px=config.max_diameter_px * pixel_scale(image.size_of(rgb), config),
-    )
+@dataclass
+class _Window:
+    """The kept labels of the start frames `first` to `first + num`: row 0 of the levels is `first`."""
+
+    first: int
+    num: int
+    levels: list[prop.Level]
+    kinds: dict[int, np.ndarray]
 
 
-def _fit_pair(features0: Future, features1: Future, size, config) -> tuple[dict | None, str, str]:
-    """Match two frames and keep what robust fitting confirms: (labels or None, kind of motion, reason)."""
-    one, two = features0.result(), features1.result()
-    if min(len(one.kpts), len(two.kpts)) < 8:
-        return None, "", f"no texture: {min(len(one.kpts), len(two.kpts))} keypoints"
-    idx0, idx1, conf = rootsift.match(one.desc, two.desc, config.ratio)
-    xy = np.concatenate([one.kpts[idx0], two.kpts[idx1]], 1)
-    keep = one_to_one(xy, conf)
-    xy, conf = xy[keep], conf[keep]
-    kind, found = fit_motion(xy, size, config)
-    if not kind:
-        return None, "", found.reason
-    xy, conf = xy[found.inliers], conf[found.inliers]
-    return {"xy": xy, "conf": conf, "teacher": np.zeros(len(xy), np.int32)}, kind, ""
+def _windows(labels: _Labels, config) -> Iterator[_Window]:
+    """Propagate a part of the video at a time, exactly as all at once."""
+    num = len(labels.direct.frames)
+    with ThreadPoolExecutor(config.workers or os.cpu_count()) as pool:
+        for first in range(0, num, WINDOW):
+            inside, last = min(WINDOW, num - first), min(first + WINDOW + prop.MAX_STEP, num)
+            base, kinds = {}, {}
+            for step, rows in labels.direct.rows.items():
+                part = [row if first + k + step < last else None for k, row in enumerate(rows[first:last])]
+                base[step] = prop.make_level(step, [_columns(row) for row in part], last - first)
+                kinds[step] = [row.kind if row else "" for row in part]
+            levels = prop.propagate(base, labels.min_matches, config.link_radius_px, config.link_rule)
+            levels = [prop.first_starts(level, inside) for level in levels]
+            fitted = [
+                _refit(level, kinds.get(level.step, [])[:inside], labels.min_matches, labels.direct.size, config, pool)
+                for level in levels
+            ]
+            fitted = [(level, kind) for level, kind in fitted if level.mask.any()]
+            yield _Window(first, inside, [level for level, _ in fitted], {level.step: kind for level, kind in fitted})
 
 
-def _refit(level: prop.Level, direct_kinds: list[str], min_matches: int, size, config) -> tuple[prop.Level, np.ndarray]:
+def _columns(row: PairLabels | None) -> dict[str, np.ndarray] | None:
+    return None if row is None or not row.kind else {"xy": row.xy, "conf": row.conf, "teacher": row.teacher}
+
+
+def _refit(level: prop.Level, direct_kinds: list[str], min_matches: int, size, config, pool):
     """Fit each propagated pair again and drop what the chain carried off; a direct pair is fitted already.
 
     Returns:
@@ -212,110 +250,162 @@ def _refit(level: prop.Level, direct_kinds: list[str], min_matches: int, size, c
     """
     mask, kinds = np.array(level.mask), np.full(len(level.mask), "", "U1")
     kinds[: len(direct_kinds)] = direct_kinds
-    for start in np.flatnonzero((level.hops * mask).max(1) > 1):
-        rows = np.flatnonzero(mask[start])
-        kinds[start], found = fit_motion(level.xy[start][rows], size, config)
+    chained = np.flatnonzero((level.hops * mask).max(1, initial=0) > 1)
+    fits = pool.map(lambda start: fit_motion(level.xy[start][level.mask[start]], size, config), chained)
+    for start, (kind, found) in zip(chained, fits):
+        kinds[start] = kind
         if config.refit:
-            mask[start, rows] = found.inliers
+            mask[start, np.flatnonzero(level.mask[start])] = found.inliers
     mask &= (mask.sum(1) > min_matches)[:, None]
     return replace(level, mask=mask), np.where(mask.any(1), kinds, "")
 
 
-def _choose(levels, direct, refusals, min_matches, min_motion_px) -> tuple[np.ndarray, list[str]]:
-    """The farthest kept pair of each start frame, or why there is none."""
-    first = min(direct)
-    num = len(direct[first].mask)
-    best, still = np.zeros(num, int), np.zeros(num, bool)
-    for level in levels:
+def _new_summary(num: int) -> Summary:
+    return Summary(best=np.zeros(num, int), still=np.zeros(num, bool))
+
+
+def _summarise(window: _Window, summary: Summary, labels: _Labels, config) -> None:
+    """Note the counts of a window and choose the farthest moving pair of each of its start frames."""
+    num, part = len(labels.direct.frames), slice(window.first, window.first + window.num)
+    min_motion_px = config.min_motion_px * pixel_scale(labels.direct.size, config)
+    for level in window.levels:
         shift = np.hypot(*np.moveaxis(level.xy[..., 2:] - level.xy[..., :2], -1, 0))
         shift = np.ma.median(np.ma.array(shift, mask=~level.mask), axis=1).filled(0)
         kept = level.counts > 0
         moving = kept & (shift >= min_motion_px)
-        still |= kept & ~moving
-        best[moving] = level.step
+        summary.still[part] |= kept & ~moving
+        summary.best[part][moving] = level.step
+        chained = ((level.hops > 1) & level.mask).sum(1)
+        for name, values in (("counts", level.counts), ("chained", chained), ("kinds", window.kinds[level.step])):
+            whole = getattr(summary, name).setdefault(level.step, np.zeros(num, values.dtype))
+            whole[part] = values
+
+
+@dataclass
+class _Example:
+    """All pairs of the start frame that reaches farthest (then has most labels): what the report shows."""
+
+    score: tuple[int, int] = (-1, -1)
+    pairs: list[tuple[int, int, dict]] = field(default_factory=list)
+
+
+def _pairs(labels: _Labels, config, summary: Summary, example: _Example) -> Iterator[tuple[int, int, dict]]:
+    """Yield the saved pairs (start, step, labels): the farthest kept one of every start frame."""
+    nearest = min(labels.direct.rows)
+    num_direct = np.zeros(len(labels.direct.frames), int)
+    num_direct[: len(labels.direct.rows[nearest])] = [len(row.xy) for row in labels.direct.rows[nearest]]
+    for window in _windows(labels, config):
+        _summarise(window, summary, labels, config)
+        by_step = {level.step: level for level in window.levels}
+        scores = [(int(summary.best[s]), int(num_direct[s])) for s in range(window.first, window.first + window.num)]
+        top = max(range(window.num), key=lambda k: (scores[k], -k))
+        if scores[top] > example.score:
+            example.score, start = scores[top], window.first + top
+            direct = [(step, rows[start]) for step, rows in labels.direct.rows.items() if start < len(rows)]
+            example.pairs = [
+                (start, step, {**(_columns(row) or {}), "hops": np.ones(len(row.xy), np.int32)})
+                for step, row in direct
+                if row.kind
+            ]
+            example.pairs += [(start, level.step, level.pair(top)) for level in window.levels if level.mask[top].any()]
+        for start in range(window.first, window.first + window.num):
+            if step := int(summary.best[start]):
+                yield start, step, by_step[step].pair(start - window.first)
+
+
+def _reasons(labels: _Labels, summary: Summary) -> list[str]:
+    """Why no pair starts at a sampled frame, "" where one does."""
+    rows = labels.direct.rows[min(labels.direct.rows)]
     reasons = []
-    for start in range(num):
-        if best[start]:
+    for start, best in enumerate(summary.best):
+        if best:
             reasons.append("")
-        elif start >= len(refusals[first]):
+        elif start >= len(rows):
             reasons.append("the video ends")
-        elif still[start]:
+        elif summary.still[start]:
             reasons.append("the camera stands still")
-        elif refusals[first][start]:
-            reasons.append(refusals[first][start])
+        elif rows[start].reason:
+            reasons.append(rows[start].reason)
         else:
-            count = int(direct[first].counts[start])
-            reasons.append(f"{count} correspondences to the next sampled frame, {min_matches} are not enough")
-    return best, reasons
+            found = f"{len(rows[start].xy)} correspondences to the next sampled frame"
+            reasons.append(f"{found}, {labels.min_matches} are not enough")
+    return reasons
 
 
-def _farthest(labels: VideoLabels) -> list[tuple[prop.Level, int]]:
-    """The saved pairs: the farthest kept one of every start frame, as (level, start)."""
-    by_step = {level.step: level for level in labels.levels}
-    return [(by_step[labels.best[start]], int(start)) for start in np.flatnonzero(labels.best)]
+@dataclass
+class _Recorder:
+    """Makes the record of a pair."""
+
+    labels: _Labels
+    config: object
+    identity: str
+    jpegs: object
+
+    def __call__(self, start: int, step: int, pair: dict) -> records.PairRecord:
+        direct, info, end = self.labels.direct, self.labels.info, start + step
+        kind, found = fit_motion(pair["xy"], direct.size, self.config)
+        return records.PairRecord(
+            image0=_unspool(self.jpegs, direct.jpegs[start]),
+            image1=_unspool(self.jpegs, direct.jpegs[end]),
+            size0=direct.size,
+            size1=direct.size,
+            correspondences=pair["xy"],
+            confidence=pair["conf"],
+            teacher=pair["teacher"],
+            teachers=tuple(self.config.labellers),
+            hops=pair["hops"],
+            F=found.model if kind == "F" and found.model is not None else np.zeros((3, 3)),
+            frame0=direct.frames[start],
+            frame1=direct.frames[end],
+            time0_s=direct.times_s[start],
+            time1_s=direct.times_s[end],
+            interval=direct.frames[end] - direct.frames[start],
+            video=info.name,
+            video_sha256=info.sha256,
+            licence=self.config.licence,
+            label_config_hash=self.identity,
+        )
 
 
-def _examples(labels: VideoLabels) -> list[tuple[prop.Level, int]]:
-    """For the report: all direct and all kept pairs of one start frame, the one that reaches farthest."""
-    reach = labels.best * 1_000_000 + labels.direct[min(labels.direct)].counts
-    start = int(reach.argmax())
-    levels = [*labels.direct.values(), *labels.levels]
-    return [(level, start) for level in levels if level.mask[start].any()]
-
-
-def _record(labels: VideoLabels, level: prop.Level, start: int, offsets, jpegs, config) -> records.PairRecord:
-    end, pair = start + level.step, level.pair(start)
-    kind, found = fit_motion(pair["xy"], labels.size, config)
-    return records.PairRecord(
-        image0=_unspool(jpegs, offsets[start]),
-        image1=_unspool(jpegs, offsets[end]),
-        size0=labels.size,
-        size1=labels.size,
-        correspondences=pair["xy"],
-        confidence=pair["conf"],
-        teacher=pair["teacher"],
-        teachers=TEACHERS,
-        hops=pair["hops"],
-        F=found.model if kind == "F" and found.model is not None else np.zeros((3, 3)),
-        frame0=labels.frames[start],
-        frame1=labels.frames[end],
-        time0_s=labels.times_s[start],
-        time1_s=labels.times_s[end],
-        interval=labels.frames[end] - labels.frames[start],
-        video=labels.info.name,
-        video_sha256=labels.info.sha256,
-        licence=config.licence,
-        label_config_hash=label_hash(config),
-    )
-
-
-def _contact_sheet(labels: VideoLabels, offsets, jpegs, columns: int = 6, max_frames: int = 12) -> bytes:
+def _contact_sheet(direct: DirectLabels, jpegs, columns: int = 6, max_frames: int = 12) -> bytes:
     """Sampled frames, evenly spread, as one JPEG."""
-    height = round(200 * labels.size[1] / labels.size[0])
-    shown = np.unique(np.linspace(0, len(offsets) - 1, min(max_frames, len(offsets))).round().astype(int))
-    tiles = [image.resize(image.decode_image(_unspool(jpegs, offsets[i]), "frame"), (200, height)) for i in shown]
+    num, height = len(direct.jpegs), max(round(200 * direct.size[1] / direct.size[0]), 1)
+    shown = np.unique(np.linspace(0, num - 1, min(max_frames, num)).round().astype(int))
+    tiles = [image.decode_image(_unspool(jpegs, direct.jpegs[i]), "frame") for i in shown]
+    tiles = [image.resize(tile, (200, height)) for tile in tiles]
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % min(columns, len(tiles)))
     rows = [np.concatenate(tiles[i : i + columns], 1) for i in range(0, len(tiles), columns)]
     return image.encode_jpeg(np.concatenate(rows), 88)
 
 
-def _stats(labels: VideoLabels, refusals: dict[int, list[str]], geometry: dict[int, list[str]]) -> dict:
-    """Counts of every stage by interval, and the stretches without labels with their reasons."""
+def _unspool(file, place: tuple[int, int]) -> bytes:
+    file.seek(place[0])
+    return file.read(place[1])
+
+
+def _stages(labels: _Labels, summary: Summary, config) -> list[dict]:
+    """Counts by interval: of the direct labels, by labeller, and of the kept ones."""
     stages = []
-    for step, level in labels.direct.items():
-        counts = level.counts[: len(refusals[step])]
+    for step, rows in labels.direct.rows.items():
+        counts = np.array([len(row.xy) for row in rows], int)
+        by_labeller = {
+            name: {
+                "matches": int(sum(row.matches[k] for row in rows)),
+                "pairs_fitted": int(sum(row.confirmed[k] > 0 for row in rows)),
+                "confirmed": int(sum(row.confirmed[k] for row in rows)),
+                "labels": int(sum((row.teacher == k).sum() for row in rows)),
+            }
+            for k, name in enumerate(config.labellers)
+        }
         stages.append({"stage": "direct", "step": step, "pairs": len(counts), "fitted": int((counts > 0).sum()),
-                       "homographies": geometry[step].count("H"), **_spread(counts[counts > 0])})  # fmt: skip
-    for level in labels.levels:
-        counts = level.counts
-        chained = (level.hops > 1) & level.mask
-        stages.append({"stage": "kept", "step": level.step, "pairs": max(len(counts) - level.step, 0),
-                       "kept": int((counts > 0).sum()),
-                       "homographies": int((labels.geometry[level.step] == "H").sum()),
-                       "propagated_share": float(chained.sum() / counts.sum()),
+                       "homographies": sum(row.kind == "H" for row in rows), **_spread(counts[counts > 0]),
+                       "labellers": by_labeller})  # fmt: skip
+    for step, counts in summary.counts.items():
+        stages.append({"stage": "kept", "step": step, "pairs": max(len(counts) - step, 0),
+                       "kept": int((counts > 0).sum()), "homographies": int((summary.kinds[step] == "H").sum()),
+                       "propagated_share": float(summary.chained[step].sum() / counts.sum()),
                        **_spread(counts[counts > 0])})  # fmt: skip
-    saved = {str(step): int((labels.best == step).sum()) for step in np.unique(labels.best[labels.best > 0])}
-    return {"stages": stages, "saved_by_step": saved, "lost": _stretches(labels)}
+    return stages
 
 
 def _spread(counts: np.ndarray) -> dict:
@@ -325,10 +415,10 @@ def _spread(counts: np.ndarray) -> dict:
     return {"correspondences": int(counts.sum()), "p5": low, "median": median, "p95": high}
 
 
-def _stretches(labels: VideoLabels) -> list[dict]:
+def _stretches(times_s: list[float], reasons: list[str]) -> list[dict]:
     """Runs of sampled frames lost for the same kind of reason (numbers aside)."""
     runs: list[dict] = []
-    for time_s, reason in zip(labels.times_s, labels.reasons):
+    for time_s, reason in zip(times_s, reasons):
         kind = "".join(c for c in reason if not c.isdigit())
         if runs and runs[-1]["kind"] == kind:
             runs[-1] |= {"to_s": time_s, "frames": runs[-1]["frames"] + 1}
@@ -337,30 +427,23 @@ def _stretches(labels: VideoLabels) -> list[dict]:
     return [{k: v for k, v in run.items() if k != "kind"} for run in runs if run["reason"]]
 
 
-def _manifest_row(labels: VideoLabels, config, seconds: float) -> dict:
-    pairs = _farthest(labels)
+def _manifest_row(labels: _Labels, summary: Summary, saved: tuple[int, int], config, identity: str) -> dict:
+    direct, best = labels.direct, summary.best
     return {
-        **{k: v for k, v in asdict(labels.info).items()},
-        "size": list(labels.size),
-        "sampled_frames": len(labels.frames),
+        **asdict(labels.info),
+        "size": list(direct.size),
+        "sampled_frames": len(direct.frames),
         "every_frames": config.every_frames,
         "every_seconds": config.every_seconds,
+        "labellers": list(config.labellers),
         "min_matches": labels.min_matches,
-        "pairs": len(pairs),
-        "correspondences": int(sum(level.counts[start] for level, start in pairs)),
+        "pairs": saved[0],
+        "correspondences": saved[1],
         "licence": config.licence,
-        "label_config_hash": label_hash(config),
+        "label_config_hash": identity,
         "code_version": gim_jax.__version__,
-        **labels.stats,
-        "total_seconds": seconds,
+        "stages": _stages(labels, summary, config),
+        "saved_by_step": {str(step): int((best == step).sum()) for step in np.unique(best[best > 0])},
+        "lost": _stretches(direct.times_s, _reasons(labels, summary)),
+        "notes": labels.notes,
     }
-
-
-def _spool(file, rgb: np.ndarray, quality: int) -> tuple[int, int]:
-    start = file.seek(0, os.SEEK_END)
-    return start, file.write(image.encode_jpeg(rgb, quality))
-
-
-def _unspool(file, place: tuple[int, int]) -> bytes:
-    file.seek(place[0])
-    return file.read(place[1])

@@ -18,6 +18,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from gim_jax.ops import linking
 
 MIN_PAIRS_PER_DEVICE = 64  # fewer are not worth the communication
+MAX_STEP = 128  # sampled frames; where 85 s apart still share this much, farther pairs would be no harder
+
+
+FIELDS = ("xy", "conf", "hops", "teacher", "mask")
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ def propagate(
     """Propagate as far as pairs with more than `min_matches` correspondences reach.
 
     Args:
-      base: direct labels by step (1, 2, 4 sampled frames); all with the same number of starts.
+      base: direct labels by step (1, 2, 4 sampled frames); all with the same number of starts. Pairs more than
+        `MAX_STEP` apart are not made, so a start depends on the `MAX_STEP` after it alone.
       min_matches: pairs with as many or fewer are dropped, at every interval.
       radius_px: two labels are linked where they are closer than this in the middle frame.
       rule: "paper", or "released" for the code's "same rounded pixel in the middle frame", to compare with.
@@ -87,11 +92,28 @@ def propagate(
     level = _drop_small(base[min(base)], min_matches)
     longest = max((step for step, direct in base.items() if direct.mask.any()), default=0)
     kept = [level]
-    while 2 * level.step < len(level.mask) and (level.mask.any() or longest > level.step):
+    while 2 * level.step < min(len(level.mask), MAX_STEP + 1) and (level.mask.any() or longest > level.step):
         level = _round(level, base.get(2 * level.step), radius_px, rule)
         level = _drop_small(level, min_matches)
         kept.append(level)
     return [level for level in kept if level.mask.any()]
+
+
+def first_starts(level: Level, num: int) -> Level:
+    """The pairs of the first `num` start frames alone."""
+    return replace(level, **{name: getattr(level, name)[:num] for name in FIELDS})
+
+
+def join_windows(windows: list[tuple[int, list[Level]]]) -> list[Level]:
+    """Join consecutive parts of a video, (number of starts, levels); a part may lack the level of some interval."""
+    joined = []
+    for step in sorted({level.step for _, levels in windows for level in levels}):
+        parts = [(num, next((level for level in levels if level.step == step), None)) for num, levels in windows]
+        width = max(level.mask.shape[1] for _, level in parts if level is not None)
+        like = first_starts(next(level for _, level in parts if level is not None), 0)
+        padded = [_pad(like if level is None else level, num, width) for num, level in parts]
+        joined.append(Level(step, **{name: np.concatenate([part[name] for part in padded]) for name in FIELDS}))
+    return joined
 
 
 def _drop_small(level: Level, min_matches: int) -> Level:
@@ -145,7 +167,7 @@ def _round_jit(level: dict, direct: dict, step, radius_px: float, rule: str) -> 
 
 
 def _pad(level: Level, rows: int, width: int) -> dict[str, np.ndarray]:
-    fields = {name: getattr(level, name) for name in ("xy", "conf", "hops", "teacher", "mask")}
+    fields = {name: getattr(level, name) for name in FIELDS}
     more = (rows - len(level.mask), width - level.mask.shape[1])
     return {
         name: np.pad(value, [(0, more[0]), (0, more[1])] + [(0, 0)] * (value.ndim - 2))

@@ -18,11 +18,12 @@ MAX_PIXELS = 8192 * 8192  # a header may claim any size
 
 @dataclass(frozen=True)
 class Frame:
-    """A decoded frame: number in decoding order, presentation time, upright [H, W, 3] uint8 RGB."""
+    """A decoded frame: number in decoding order, presentation time, upright [H, W, 3] uint8 RGB, scene."""
 
     index: int
     time_s: float
     rgb: np.ndarray
+    scene: int = 0
 
 
 @dataclass(frozen=True)

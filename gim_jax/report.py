@@ -73,6 +73,7 @@ def video_section(manifest: Path) -> dict:
     frames = manifest.with_suffix(".jpg")
     return {
         "row": row,
+        "seconds": read_json(manifest.with_suffix(".time.json")) or {},
         "frames": picture_uri(frames) if frames.is_file() else None,
         "pairs": [example_picture(pair) for pair in pairs],
         "lost": sorted(row["lost"], key=lambda stretch: -stretch["frames"])[:8],

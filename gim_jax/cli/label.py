@@ -32,7 +32,11 @@ def run(args: argparse.Namespace) -> int:
 def label_all(videos: list[str], config, out: Path) -> tuple[list[dict], list[str]]:
     """Label videos one after the other. Returns the manifest rows and the lines about those that failed."""
     from data_prep.label import label_video
+    from data_prep.matchers import check_labellers
+    from gim_jax import api
 
+    check_labellers(config)
+    api.enable_compilation_cache()
     out.mkdir(parents=True, exist_ok=True)
     rows, failed = [], []
     (out / FAILED).unlink(missing_ok=True)
