@@ -21,6 +21,7 @@ setup(
     package_dir={"gim_jax._configs": "configs"},
     install_requires=[
         "jax>=0.10",
+        "flatbuffers>=24.3.25",  # jax.export serialises with it
         "flax>=0.12",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.30",
@@ -40,6 +41,7 @@ setup(
     extras_require={
         "tf": ["tensorflow-cpu>=2.19"],  # only to read the record folder with tf.data
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"],
+        "tpu-compile": ["libtpu==0.0.42.*"],  # the TPU compiler, on any host; the version that jax[tpu] 0.10.2 names
         "dev": ["ruff>=0.12", "pyright>=1.1.400"],
     },
     entry_points={"console_scripts": ["gim-jax = gim_jax.cli:main"]},
