@@ -16,12 +16,13 @@ from gim_jax import geometry
 COARSE = 8  # px per coarse cell
 
 
-def warp_depth(points, depth, T, K_from, K_to):
+def warp_depth(points, depth, T, K_from, K_to, released: bool = False):
     """Warp points of one image into another through their depth.
 
     Args:
       points: [B, N, 2] px. depth: [B, H, W], 0 = unknown, read at the nearest pixel (0 outside the array).
       T: [B, 4, 4], from the first camera to the second. K_from, K_to: [B, 3, 3].
+      released: points outside the array get the depth of its first pixel, as in GIM's code.
 
     Returns:
       [B, N, 2] px. Points without depth land on the epipole, as in the official code
@@ -32,7 +33,8 @@ def warp_depth(points, depth, T, K_from, K_to):
     x, y = nearest[..., 0], nearest[..., 1]
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     index = jnp.where(inside, y * width + x, 0)
-    z = jnp.take_along_axis(depth.reshape(len(depth), -1), index, axis=1) * inside
+    z = jnp.take_along_axis(depth.reshape(len(depth), -1), index, axis=1)
+    z = z if released else z * inside
     rays = jnp.concatenate([points, jnp.ones_like(points[..., :1])], -1) * z[..., None]
     camera = jnp.einsum("bij,bnj->bni", jnp.linalg.inv(K_from), rays, precision="highest")
     moved = jnp.einsum("bij,bnj->bni", T[:, :3, :3], camera, precision="highest") + T[:, None, :3, 3]
@@ -63,7 +65,7 @@ def nearest_cell(points, shape: tuple[int, int]) -> jax.Array:
     return jnp.where(inside, y * shape[1] + x, 0).astype(jnp.int32)
 
 
-def coarse_targets(batch: dict, shape0: tuple[int, int], shape1: tuple[int, int]) -> dict:
+def coarse_targets(batch: dict, shape0: tuple[int, int], shape1: tuple[int, int], released: bool = False) -> dict:
     """Match coarse cells that project onto each other both ways (LoFTR supplementary 1.3).
 
     Args:
@@ -71,6 +73,7 @@ def coarse_targets(batch: dict, shape0: tuple[int, int], shape1: tuple[int, int]
         2], offset0, offset1 [B, 2], mask0, mask1 [B, h, w], and Hq_aug [B, 3, 3], Hq_ori: the homography that
         was applied to image 1, in px of the network's and of the original image.
       shape0, shape1: (h, w) of the coarse grids.
+      released: see `warp_depth`; cells that the homography brings from outside of image 1 then match, too.
 
     Returns:
       match1 [B, h0 * w0] int32: the cell of image 1, -1 where there is none (the first cell never matches, as
@@ -88,8 +91,8 @@ def coarse_targets(batch: dict, shape0: tuple[int, int], shape1: tuple[int, int]
     source1 = pt1 if homography is None else warp_homography(pt1, jnp.linalg.inv(homography))
     source1 = (source1 + offset1) * scale1
 
-    w_pt0 = warp_depth(pt0, batch["depth0"], batch["T_0to1"], batch["K0"], batch["K1"])
-    w_pt1 = warp_depth(source1, batch["depth1"], batch["T_1to0"], batch["K1"], batch["K0"])
+    w_pt0 = warp_depth(pt0, batch["depth0"], batch["T_0to1"], batch["K0"], batch["K1"], released)
+    w_pt1 = warp_depth(source1, batch["depth1"], batch["T_1to0"], batch["K1"], batch["K0"], released)
     in1 = w_pt0 / scale1 - offset1
     in1 = in1 if homography is None else warp_homography(in1, homography)
     nearest1 = nearest_cell(in1, shape1)

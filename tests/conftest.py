@@ -3,6 +3,7 @@
 # ruff: noqa: E402
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ CACHE = tempfile.mkdtemp(prefix="gim-jax-tests-")  # compiled programs of this r
 os.environ["XDG_CACHE_HOME"] = CACHE
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
+import jax
 import pytest
 from absl import flags
 
@@ -29,3 +31,11 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no folder of real data at {SHARED} (set GIM_JAX_SHARED)")
     return SHARED
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """Free the programs of a file's tests: kept, those of all files take many gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()

@@ -216,9 +216,9 @@ def picked(batch, ids):
     return cells[0], cells[1], (b, place)
 
 
-def targets_of(case, inputs, shape0, shape1):
+def targets_of(case, inputs, shape0, shape1, released=False):
     """Compute the supervision and its list form."""
-    targets = supervision.coarse_targets(inputs, shape0, shape1)
+    targets = supervision.coarse_targets(inputs, shape0, shape1, released)
     match1 = np.asarray(targets["match1"])
     b, i = np.nonzero(match1 >= 0)
     ids = {"spv_b_ids": b, "spv_i_ids": i, "spv_j_ids": match1[b, i]}
@@ -288,7 +288,7 @@ def gim_loss(case):
     grid0, grid1 = ((x.shape[1] // 8, x.shape[2] // 8) for x in (image0, image1))
     gt, zs = (np.nonzero(case.inputs[k])[0] for k in ("gt", "zs"))
     posed = {k: v[gt] for k, v in case.inputs.items()}
-    targets, match1, out = targets_of(case, posed, grid0, grid1)
+    targets, match1, out = targets_of(case, posed, grid0, grid1, released=True)
     given = case.given("b_ids", "i_ids", "j_ids")
     ids = [given[k] for k in ("b_ids", "i_ids", "j_ids")]
     cells0, cells1, place = picked(len(gt), ids)
