@@ -8,8 +8,9 @@ import pytest
 
 from gim_jax import load_matcher
 from gim_jax.cli import main
-from gim_jax.cli.eval import table
 from gim_jax.eval import pairs
+from gim_jax.eval.compare import threshold_rows
+from gim_jax.eval.document import method_result
 
 K = "100 0 48 0 100 32 0 0 1"
 POSE = "1 0 0 1 0 1 0 0 0 0 1 0 0 0 0 1"
@@ -119,7 +120,7 @@ def test_lost_pairs_count_as_failures_and_are_said(folder, capsys):
     write(folder, LINE, LINE.replace("b.png", "c.png"))
     assert main(["eval", "--pairs", str(file)]) == 1
     printed = capsys.readouterr()
-    assert "lost a.png c.png" in printed.err and "1 pairs were lost" in printed.err
+    assert "lost a.png c.png" in printed.err and "1 pairs were lost" in printed.out
 
 
 def test_a_pair_without_matches_is_a_failure_not_a_crash(folder):
@@ -132,22 +133,22 @@ def test_a_pair_without_matches_is_a_failure_not_a_crash(folder):
 def test_command_writes_json_and_prints_percent(folder, capsys):
     file = write(folder, LINE)
     assert main(["eval", "--pairs", str(file), "--json", str(folder / "out.json")]) == 0
-    result = json.loads((folder / "out.json").read_text())[0]
-    assert result["rows"][0]["name1"] == "b.png" and result["versions"]["numpy"] == np.__version__
-    assert f"{100 * result['auc']['5']:.2f}" in capsys.readouterr().out
+    content = json.loads((folder / "out.json").read_text())
+    (record,) = content["results"][0]["sets"]
+    assert record["pairs"]["identifier"] == ["a.png#b.png"] and content["versions"]["numpy"] == np.__version__
+    assert f"{100 * record['auc']['5']:.2f}" in capsys.readouterr().out
 
 
 def test_mean_row_is_the_plain_mean_of_sets():
-    one = {"set": "s", "num_pairs": 10, "auc": {"5": 0.2}, "mean_matches": 10, "precision": 0.5}
-    one |= {"num_failures": 1, "num_lost": 0, "seconds": {"total": 5}}
-    text = table([one, {**one, "set": "u", "num_pairs": 90, "auc": {"5": 0.4}}])
-    assert text.splitlines()[-1].split()[:5] == ["mean", "of", "sets", "100", "30.00"]
+    one = {"set": "s", "num_pairs": 10, "auc": {"5": 0.2}, "num_failures": 1, "num_lost": 0}
+    result = method_result("m", None, [one, {**one, "set": "u", "num_pairs": 90, "auc": {"5": 0.4}}])
+    assert threshold_rows("pairs", [result])[-1] == ("> m", "mean of sets", "100", "", "0", "30.00")
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--benchmark", "zeb", "--pairs", "x"], "zeb is not implemented yet; known: pairs"),
+        (["--benchmark", "zeb", "--pairs", "x"], "--data: found none, expected the folder of zeb"),
         (["--benchmark", "foo"], "foo is unknown"),
         ([], "found no file"),
         (["--pairs", "/none.txt"], "no such file"),

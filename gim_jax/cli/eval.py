@@ -3,96 +3,151 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 
 from gim_jax.cli.match import check_writable
 from gim_jax.cli.models import format_table
 from gim_jax.cli.progress import Progress
 from gim_jax.data.tfrecord import write_atomic
+from gim_jax.eval import document, zeb
+from gim_jax.eval.benchmarks import Plan, pairs_plan, zeb_plan
+from gim_jax.eval.benchmarks import evaluate as run_plan
+from gim_jax.eval.compare import one_benchmark, rank_among_published
+from gim_jax.robust import HOMOGRAPHY_METHODS, POSE_METHODS
 
-BENCHMARKS = ("pairs",)
-PLANNED = ("zeb", "megadepth1500", "scannet1500", "hpatches")
+BENCHMARKS = ("pairs", "zeb")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "compare", nargs="*", metavar="compare A.json B.json ...", help="print results beside the published ones"
     )
-    parser.add_argument("--benchmark", default="pairs", help="pairs: relative pose on text files of pairs")
-    parser.add_argument("--pairs", nargs="+", default=[], metavar="FILE", help="pairs files, one table row each")
+    parser.add_argument("--benchmark", default="pairs", help=", ".join(BENCHMARKS) + " (default: %(default)s)")
+    parser.add_argument("--pairs", nargs="+", default=[], metavar="FILE", help="pairs: files of pairs, a set each")
+    parser.add_argument("--data", metavar="DIR", help="folder of the benchmark's data")
     parser.add_argument("--model", default="rootsift", help="a name of `gim-jax models` (default: %(default)s)")
     parser.add_argument("--weights", metavar="FILE", help="the model's .safetensors file")
-    parser.add_argument("--long-side", type=int, metavar="PX", help="resize images, instead of the model's preset")
+    parser.add_argument("--long-side", type=int, metavar="PX", help="pairs: resize images, instead of the preset")
     parser.add_argument("--batch-size", type=int, default=1, help="pairs per pass through a network")
-    parser.add_argument("--threshold", type=float, default=0.5, metavar="PX", help="RANSAC threshold, stored pixels")
-    parser.add_argument("--method", default="ransac", help="ransac (published) or magsac")
+    parser.add_argument("--threshold", type=float, metavar="PX", help="of the estimator (default: the protocol's)")
+    parser.add_argument("--method", default="ransac", help="ransac (published), magsac or poselib")
+    parser.add_argument("--sets", nargs="+", default=[], metavar="SET", help="zeb: some sets, e.g. KIT NIG")
+    parser.add_argument("--overlap", nargs=2, type=float, metavar=("LOW", "HIGH"), help="zeb: pairs in (LOW, HIGH]")
+    parser.add_argument("--fraction", type=float, default=1.0, help="zeb: this share of the pairs, chosen by hash")
+    parser.add_argument("--released", action="store_true", help="zeb: map points as the released code, without padding")
+    parser.add_argument("--out", metavar="DIR", help="keep predictions and go on from them; the results' folder")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that estimate poses (default: one a core)")
+    parser.add_argument("--devices", type=int, metavar="N", help="devices that match (default: every accelerator)")
+    parser.add_argument("--task_index", type=int, default=0, help="of the tasks that share --out")
+    parser.add_argument("--task_count", type=int, default=1)
+    parser.add_argument("--distributed", action="store_true", help="one task per host of jax.distributed")
     parser.add_argument("--from-results", metavar="DIR", help="zeb: aggregate released per-pair result files")
     parser.add_argument("--json", metavar="FILE", help="write every setting, version, figure and pair")
     parser.add_argument("--png", metavar="FILE", help="draw the table with intervals")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate, print a table. Exit code 1 where pairs were lost."""
+    """Evaluate, print tables. Exit code 1 where pairs were lost or the benchmark is not whole."""
     for path in (args.json, args.png):
         check_writable(path)
     if args.compare:
         return compare(args)
     if args.from_results:
         return from_results(args)
-    from gim_jax import api
-    from gim_jax.eval.pairs import evaluate_pairs, read_pairs
+    plan = make_plan(args)
+    if args.model != "rootsift":
+        from gim_jax import api
 
+        api.enable_compilation_cache()
+    if args.out:
+        return evaluate(args, plan, Path(args.out))
+    with tempfile.TemporaryDirectory() as folder:
+        return evaluate(args, plan, Path(folder))
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """Read the benchmark's data and say how it is matched and measured; all faults are found here."""
     if args.benchmark not in BENCHMARKS:
-        known = ", ".join(BENCHMARKS)
-        state = "is not implemented yet" if args.benchmark in PLANNED else "is unknown"
-        raise ValueError(f"--benchmark: {args.benchmark} {state}; known: {known}")
-    if not args.pairs:
-        raise ValueError("--pairs: found no file, expected at least one")
+        raise ValueError(f"--benchmark: {args.benchmark} is unknown; known: {', '.join(BENCHMARKS)}")
     if args.batch_size < 1:
         raise ValueError(f"--batch-size: found {args.batch_size}, expected at least 1")
-    for file in args.pairs:  # all faults before any work
-        read_pairs(file)
-    settings = {"long_side": args.long_side} if args.long_side else {}
-    if args.model != "rootsift":
-        api.enable_compilation_cache()
-        settings |= {"exact": None} if args.long_side else {}
-    matcher = api.load_matcher(args.model, args.weights, batch_size=args.batch_size, **settings)
-    results = []
-    for file in args.pairs:
-        with Progress(f"{args.model} on {file}", unit="pairs") as progress:
-            results.append(
-                evaluate_pairs(file, matcher, threshold_px=args.threshold, method=args.method, progress=progress)
-            )
-        for row in results[-1]["rows"]:
-            if "lost" in row:
-                print(f"gim-jax eval: {file}: lost {row['name0']} {row['name1']}: {row['lost']}", file=sys.stderr)
-        if args.json:  # after each set, so that a long run that is interrupted keeps what it has
-            text = json.dumps(results, indent=1, allow_nan=False).encode()
-            write_atomic(args.json, lambda file, text=text: file.write(text))
-    print(table(results))
-    lost = sum(result["num_lost"] for result in results)
-    if lost:
-        print(f"{lost} pairs were lost and count as failures in the AUC", file=sys.stderr)
-    return 1 if lost else 0
+    if args.threshold is not None and not args.threshold > 0:
+        raise ValueError(f"--threshold: found {args.threshold:g}, expected more than 0")
+    if not 0 <= args.task_index < args.task_count:
+        raise ValueError(
+            f"--task_index: found {args.task_index} of {args.task_count}, expected 0 to the count less one"
+        )
+    if args.benchmark == "pairs":
+        if not args.pairs:
+            raise ValueError("--pairs: found no file, expected at least one")
+        settings = {"long_side": args.long_side} if args.long_side else {}
+        if args.long_side and args.model != "rootsift":
+            settings["exact"] = None
+        plan = pairs_plan(args.pairs, settings)
+    elif not args.data:
+        raise ValueError(f"--data: found none, expected the folder of {args.benchmark}")
+    else:
+        mapping = "released" if args.released else "corrected"
+        plan = zeb_plan(args.data, args.model, args.sets, args.overlap, args.fraction, mapping)
+    methods = HOMOGRAPHY_METHODS if plan.protocols[0].kind == "homography" else POSE_METHODS
+    if args.method not in methods:
+        raise ValueError(f"--method: found {args.method!r}, expected one of {', '.join(methods)}")
+    changes = {"method": args.method} | ({"threshold_px": args.threshold} if args.threshold else {})
+    return replace(plan, protocols=[replace(protocol, **changes) for protocol in plan.protocols])
+
+
+def evaluate(args: argparse.Namespace, plan: Plan, out: Path) -> int:
+    """Run a plan, or a task's share of it, in a folder; write and print its results."""
+    task = (args.task_index, args.task_count)
+    if args.distributed:
+        import jax
+
+        jax.distributed.initialize()
+        task = (jax.process_index(), jax.process_count())
+    with Progress(f"{args.model} on {plan.benchmark}", unit="pairs") as progress:
+        content, done = run_plan(
+            plan,
+            args.model,
+            args.weights,
+            folder=out,
+            batch_size=args.batch_size,
+            num_devices=args.devices,
+            num_workers=args.workers,
+            task=task,
+            progress=progress,
+        )
+    if content is None:
+        print(f"task {task[0]} of {task[1]} is done; {done.num_there} of {done.num_chunks} parts are there")
+        print("the task that ends last, or one started again, writes the results")
+        return 0
+    for index, reason in done.reasons.items():
+        pair = plan.pairs[index]
+        print(f"gim-jax eval: {pair.set}: lost {pair.name0} {pair.name1}: {reason}", file=sys.stderr)
+    results = content["results"]
+    if plan.benchmark == "zeb":
+        for result in results:
+            result["mean_rank"] = rank_among_published(result)
+        version = plan.protocols[0].mapping
+        files = zeb.write_released(out, results[0], args.model, version) if args.out else []
+        print(f"{len(files)} files of results in {out}" if files else "", end="\n" if files else "")
+    for path in filter(None, (args.json, args.out and out / "results.json")):
+        document.save(path, content)
+    return print_results(plan.benchmark, results, args.png)
 
 
 def compare(args: argparse.Namespace) -> int:
     """Print results of JSON files beside the published ones. Exit code 1 where pairs are lost or missing."""
-    from gim_jax.eval.compare import one_benchmark
-    from gim_jax.eval.document import load
-
     word, *files = args.compare
     if word != "compare" or not files:
         raise ValueError(f"arguments: found {' '.join(args.compare)!r}, expected `compare` and JSON files")
-    return print_results(*one_benchmark([load(file) for file in files]), args.png)
+    return print_results(*one_benchmark([document.load(file) for file in files]), args.png)
 
 
 def from_results(args: argparse.Namespace) -> int:
     """Aggregate the released result files of a folder. Exit code 1 where pairs are missing."""
-    from gim_jax.eval import document
-    from gim_jax.eval.compare import rank_among_published
-
     if args.benchmark not in ("zeb", "pairs"):
         raise ValueError(f"--from-results: found --benchmark={args.benchmark}, expected zeb")
     content, skipped = document.from_released(args.from_results)
@@ -123,37 +178,3 @@ def print_results(benchmark: str, results: list[dict], png: str | None) -> int:
     if not whole:
         print("* not the mean of the whole benchmark: pairs or sets are missing or lost, see above")
     return 0 if whole else 1
-
-
-def table(results: list[dict]) -> str:
-    """Format results: one row per set, and their plain mean where there are several."""
-    thresholds = list(results[0]["auc"])
-    rows = [("set", "pairs", *(f"AUC@{t}" for t in thresholds), "matches", "precision", "no pose", "lost", "s/pair")]
-    for result in results:
-        rows.append(
-            (
-                result["set"],
-                str(result["num_pairs"]),
-                *(f"{100 * result['auc'][t]:.2f}" for t in thresholds),
-                f"{result['mean_matches']:.0f}",
-                f"{100 * result['precision']:.1f}",
-                str(result["num_failures"]),
-                str(result["num_lost"]),
-                f"{result['seconds']['total'] / result['num_pairs']:.2f}",
-            )
-        )
-    if len(results) > 1:
-        mean = lambda figure: sum(map(figure, results)) / len(results)  # noqa: E731
-        rows.append(
-            (
-                "mean of sets",
-                str(sum(r["num_pairs"] for r in results)),
-                *(f"{100 * mean(lambda r, t=t: r['auc'][t]):.2f}" for t in thresholds),
-                f"{mean(lambda r: r['mean_matches']):.0f}",
-                f"{100 * mean(lambda r: r['precision']):.1f}",
-                str(sum(r["num_failures"] for r in results)),
-                str(sum(r["num_lost"] for r in results)),
-                "",
-            )
-        )
-    return format_table(rows)

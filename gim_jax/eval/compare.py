@@ -41,7 +41,7 @@ def table_one(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     the one that was printed.
     """
     ranks = published_ranks()
-    rows = [("method", "mean rank", "mean", *published.SETS)]
+    rows: list[tuple[str, ...]] = [("method", "mean rank", "mean", *published.SETS)]
     for name in published.RANKED:
         row = published.ZEB["README"][name]
         rank = f"{ranks[name]:.2f} ({published.ZEB['paper'][name]['rank']:.1f})"
@@ -78,7 +78,7 @@ def rank_among_published(result: Mapping[str, Any]) -> float | None:
 
 def residual_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Return the differences of results from the published row of the same method, by source; heading alone if none."""
-    rows = [("difference from", "of", "mean", *published.SETS)]
+    rows: list[tuple[str, ...]] = [("difference from", "of", "mean", *published.SETS)]
     for result in results:
         for source, row in result["residuals"].items():
             cells = (f"{row[name]:+.3f}" if name in row else "-" for name in ("mean", *published.SETS))
@@ -88,7 +88,9 @@ def residual_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]
 
 def threshold_means(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Return the mean AUC at every threshold, and how many pairs have no pose."""
-    rows = [("mean over sets", "sets", "pairs", "no pose", *(f"AUC@{t}" for t in results[0]["mean"]["auc"]))]
+    rows: list[tuple[str, ...]] = [
+        ("mean over sets", "sets", "pairs", "no pose", *(f"AUC@{t}" for t in results[0]["mean"]["auc"]))
+    ]
     for result in results:
         mean, star = result["mean"], "" if result["mean"]["complete"] else "*"
         failures = sum(record["num_failures"] for record in result["sets"])
@@ -100,7 +102,7 @@ def threshold_means(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...
 def threshold_rows(benchmark: str, results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Return AUCs by threshold: of the paper's rows, then one's own sets and their mean."""
     first = results[0]["mean"]["auc"]
-    rows = [("method", "set", "pairs", "no result", "lost", *(f"AUC@{t}" for t in first))]
+    rows: list[tuple[str, ...]] = [("method", "set", "pairs", "no result", "lost", *(f"AUC@{t}" for t in first))]
     paper, columns = PUBLISHED.get(benchmark, ({}, ()))
     for name, row in paper.items():
         rows.append((name, "paper", "", "", "", *(f"{row[c]:.1f}" for c in columns)))
@@ -119,7 +121,9 @@ def threshold_rows(benchmark: str, results: Sequence[Mapping[str, Any]]) -> list
 
 def overlap_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Return AUC@5 by overlap, mean over the sets with more than 20 pairs in a bin; the heading alone if unknown."""
-    rows = [("AUC@5 at overlap", *(f"({low:g}, {high:g}]" for low, high in statistics.OVERLAP_BINS))]
+    rows: list[tuple[str, ...]] = [
+        ("AUC@5 at overlap", *(f"({low:g}, {high:g}]" for low, high in statistics.OVERLAP_BINS))
+    ]
     for result in results:
         means = result["mean"].get("auc_by_overlap")
         if means and any(value is not None for value in means):
@@ -139,7 +143,7 @@ def intervals(result: Mapping[str, Any], num: int = statistics.NUM_RESAMPLES) ->
 def interval_rows(results: Sequence[Mapping[str, Any]], num: int = statistics.NUM_RESAMPLES) -> list[tuple[str, ...]]:
     """Return the 95 % bootstrap intervals of every set and of the mean."""
     names = list(dict.fromkeys(record["set"] for result in results for record in result["sets"]))
-    rows = [("95 % interval", "mean", *names)]
+    rows: list[tuple[str, ...]] = [("95 % interval", "mean", *names)]
     for result in results:
         limits = intervals(result, num)
         by_set = dict(zip([record["set"] for record in result["sets"]], limits))
@@ -153,7 +157,7 @@ def difference_rows(results: Sequence[Mapping[str, Any]], num: int = statistics.
 
     Only sets whose pairs are the same in both count; without any there is no row.
     """
-    rows = [("difference of the mean", "sets", "points", "95 % interval")]
+    rows: list[tuple[str, ...]] = [("difference of the mean", "sets", "points", "95 % interval")]
     first = {record["set"]: record for record in results[0]["sets"]}
     threshold = float(next(iter(results[0]["mean"]["auc"])))
     for other in results[1:]:

@@ -203,7 +203,7 @@ def load(path: str | Path) -> dict[str, Any]:
                 raise KeyError("sets")
             for record in result["sets"]:
                 _ = str(record["set"]), int(record["num_pairs"]), {k: float(v) for k, v in record["auc"].items()}
-                if len(errors_of(record)) != record["num_pairs"]:
+                if len(errors_of(record)) != record["num_pairs"] * record.get("num_repeats", 1):
                     raise ValueError(f"{record['set']}: {len(record['pairs']['error'])} errors of its pairs")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: not whole: {error!r}") from error

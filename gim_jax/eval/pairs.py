@@ -8,45 +8,24 @@ images upright) or ZEB's overlaps (decimal fractions). K belongs to the image as
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
-import platform
+import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gim_jax import geometry
-from gim_jax.eval import metrics
-from gim_jax.image import image_size, read_image
-from gim_jax.robust import estimate_relative_pose
-from gim_jax.types import Matches
+from gim_jax.eval import run
+from gim_jax.eval.document import versions
+from gim_jax.eval.measure import Pair, Protocol
+from gim_jax.image import image_size
+
+__all__ = ["Pair", "evaluate_pairs", "parse", "read_pairs", "versions"]
 
 NUM_TOKENS = 38
 ORTHONORMAL_TOLERANCE = 1e-3  # published lists print rotations with five digits or more
-READ_AHEAD = 8  # pairs decoded while the matcher works
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One line of a pairs file. `turns` are quarter turns that make the images upright; `line` counts from one."""
-
-    name0: str
-    name1: str
-    path0: Path
-    path1: Path
-    turns0: int
-    turns1: int
-    overlap: float | None
-    K0: np.ndarray
-    K1: np.ndarray
-    T_0to1: np.ndarray
-    line: int
 
 
 def read_pairs(pairs_file: str | Path) -> list[Pair]:
@@ -72,7 +51,8 @@ def read_pairs(pairs_file: str | Path) -> list[Pair]:
         if not line.strip():
             continue
         try:
-            pair = _parse(line.split(), pairs_file.parent, number, sizes)
+            tokens = line.split()
+            pair = parse(tokens, [pairs_file.parent / name for name in tokens[:2]], number, sizes)
         except ValueError as error:
             raise ValueError(f"{pairs_file}:{number}: {error}") from error
         first = seen.setdefault((pair.name0, pair.name1), number)
@@ -84,7 +64,22 @@ def read_pairs(pairs_file: str | Path) -> list[Pair]:
     return pairs
 
 
-def _parse(tokens: list[str], folder: Path, number: int, sizes: dict[Path, tuple[int, int]]) -> Pair:
+def parse(
+    tokens: list[str],
+    paths: list[Path],
+    number: int,
+    sizes: dict[Path, tuple[int, int]],
+    overlaps: bool | None = None,
+) -> Pair:
+    """Make a pair of the tokens of a line, all checked.
+
+    Args:
+      tokens: see the head of this file.
+      paths: of the two images.
+      number: of the line, for `Pair.line`.
+      sizes: of images that are known; others are read and added.
+      overlaps: tokens 3 and 4 are overlaps, not quarter turns; None: if one of them has a decimal point.
+    """
     if len(tokens) != NUM_TOKENS:
         raise ValueError(f"found {len(tokens)} tokens, expected {NUM_TOKENS} (name0 name1 rot0 rot1 K0 K1 T_0to1)")
     values = []
@@ -96,7 +91,7 @@ def _parse(tokens: list[str], folder: Path, number: int, sizes: dict[Path, tuple
         if not math.isfinite(values[-1]):
             raise ValueError(f"token {index}: found {token}, expected a finite number")
     turns, overlap = (int(values[0]), int(values[1])), None
-    if any("." in token for token in tokens[2:4]):
+    if any("." in token for token in tokens[2:4]) if overlaps is None else overlaps:
         turns, overlap = (0, 0), values[0]
         if not (0 <= values[0] <= 1 and 0 <= values[1] <= 1):
             raise ValueError(f"tokens 3, 4: found {tokens[2]} {tokens[3]}, expected overlaps from 0 to 1")
@@ -104,14 +99,14 @@ def _parse(tokens: list[str], folder: Path, number: int, sizes: dict[Path, tuple
         raise ValueError(f"rot0 rot1: found {tokens[2]} {tokens[3]}, expected quarter turns from 0 to 3")
     K0, K1 = (np.array(values[start : start + 9]).reshape(3, 3) for start in (2, 11))
     T_0to1 = np.array(values[20:36]).reshape(4, 4)
-    paths = [folder / name for name in tokens[:2]]
     for path in paths:
         if path not in sizes:
             sizes[path] = image_size(path)
     _check_K("K0", K0, sizes[paths[0]])
     _check_K("K1", K1, sizes[paths[1]])
     _check_pose(T_0to1)
-    return Pair(tokens[0], tokens[1], paths[0], paths[1], turns[0], turns[1], overlap, K0, K1, T_0to1, number)
+    where = (tokens[0], tokens[1], paths[0], paths[1])
+    return Pair(*where, *turns, overlap, K0, K1, T_0to1, number, identifier=f"{tokens[0]}#{tokens[1]}")
 
 
 def _check_K(name: str, K: np.ndarray, size: tuple[int, int]) -> None:
@@ -153,7 +148,7 @@ def evaluate_pairs(
       pairs_file: see `read_pairs`.
       matcher: `gim_jax.load_matcher(...)`.
       threshold_px: inlier threshold of the essential matrix in pixels of the stored images.
-      method: "ransac" (published) or "magsac".
+      method: of `robust.POSE_METHODS`.
       progress: called with (pairs done, of how many).
 
     Returns:
@@ -164,113 +159,23 @@ def evaluate_pairs(
     """
     pairs = read_pairs(pairs_file)
     begin = time.monotonic()
-    match_s, solving = 0.0, []
-    with ThreadPoolExecutor(2) as pool:  # decoding and pose estimation beside the matcher
-        for batch in _batches(_prefetch(pool, _read, pairs, READ_AHEAD), matcher.batch_size):
-            images = [item for item in batch if not isinstance(item, ValueError)]
-            started = time.monotonic()
-            found = iter(matcher.match_batch(images)) if images else iter(())
-            match_s += time.monotonic() - started
-            for item in batch:
-                result = item if isinstance(item, ValueError) else next(found)
-                solving.append(pool.submit(_row, pairs[len(solving)], result, threshold_px, method))
-            if progress:
-                progress(len(solving), len(pairs))
-        rows = [future.result() for future in solving]
+    protocol = Protocol(threshold_px=threshold_px, method=method)
+    with tempfile.TemporaryDirectory() as folder:
+        done = run.run(pairs, {}, [lambda: matcher], folder, {}, [protocol], num_workers=0, progress=progress)
+    (record,) = run.records(pairs, done, protocol)
+    rows = [
+        {"name0": pair.name0, "name1": pair.name1} | row for pair, row in zip(pairs, run.rows(record, done.reasons))
+    ]
+    record.pop("pairs")
     return {
+        **record,
         "benchmark": "pairs",
         "set": Path(pairs_file).resolve().parent.name,
         "pairs_file": str(pairs_file),
         "pairs_sha256": hashlib.sha256(Path(pairs_file).read_bytes()).hexdigest(),
-        **summarize(rows),
         "model": matcher.describe(),
-        "settings": {"threshold_px": threshold_px, "method": method, "confidence": 0.99999},
+        "settings": {"threshold_px": threshold_px, "method": method, "confidence": protocol.confidence},
         "versions": versions(),
-        "seconds": {"match": round(match_s, 3), "total": round(time.monotonic() - begin, 3)},
+        "seconds": {"match": round(done.match_s, 3), "total": round(time.monotonic() - begin, 3)},
         "rows": rows,
     }
-
-
-def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the figures of a list of rows; pairs without a pose count as errors above every threshold."""
-    errors = [np.inf if row["error_deg"] is None else row["error_deg"] for row in rows]
-    matched = [row for row in rows if "lost" not in row]
-    mean = lambda name: float(np.mean([row[name] for row in matched])) if matched else 0.0  # noqa: E731
-    return {
-        "num_pairs": len(rows),
-        "num_failures": sum(row["error_deg"] is None for row in matched),
-        "num_lost": len(rows) - len(matched),
-        "auc": {f"{thr:g}": float(a) for thr, a in zip(metrics.AUC_THRESHOLDS_DEG, metrics.pose_auc(errors))},
-        "mean_matches": mean("num_matches"),
-        "mean_inliers": mean("num_inliers"),
-        "precision": mean("precision"),
-        "precision_inliers": mean("precision_inliers"),
-    }
-
-
-def _read(pair: Pair) -> tuple[np.ndarray, np.ndarray] | ValueError:
-    try:
-        images = [read_image(path, exif=False) for path in (pair.path0, pair.path1)]
-    except ValueError as error:
-        return error
-    return tuple(np.rot90(image, turns) for image, turns in zip(images, (pair.turns0, pair.turns1)))  # type: ignore
-
-
-def _row(pair: Pair, matches: Matches | ValueError, threshold_px: float, method: str) -> dict[str, Any]:
-    """Return the row of one pair; an error instead of matches makes it a lost one."""
-    if isinstance(matches, ValueError):
-        return {"name0": pair.name0, "name1": pair.name1, "error_deg": None, "lost": str(matches)}
-    kpts0 = geometry.rotate_points(matches.kpts0, matches.size0, -pair.turns0)
-    kpts1 = geometry.rotate_points(matches.kpts1, matches.size1, -pair.turns1)
-    pose = estimate_relative_pose(kpts0, kpts1, pair.K0, pair.K1, threshold_px, method)
-    epipolar = metrics.epipolar_errors(kpts0, kpts1, pair.K0, pair.K1, pair.T_0to1)
-    row: dict[str, Any] = {
-        "name0": pair.name0,
-        "name1": pair.name1,
-        "error_deg": None,
-        "R_error_deg": None,
-        "t_error_deg": None,
-        "num_matches": len(matches),
-        "num_inliers": 0,
-        "precision": metrics.epipolar_precision(epipolar),
-        "precision_inliers": 0.0,
-    }
-    if pair.overlap is not None:
-        row["overlap"] = pair.overlap
-    if pose is not None:
-        R, t, inliers = pose
-        R_error = float(metrics.rotation_error_deg(R, pair.T_0to1[:3, :3]))
-        t_error = float(metrics.translation_error_deg(t, pair.T_0to1[:3, 3]))
-        t_error = t_error if math.isfinite(t_error) else None  # a pair without baseline has no direction
-        row |= {
-            "error_deg": None if t_error is None else max(R_error, t_error),
-            "R_error_deg": R_error,
-            "t_error_deg": t_error,
-            "num_inliers": int(inliers.sum()),
-            "precision_inliers": metrics.epipolar_precision(epipolar[inliers]),
-        }
-    return row
-
-
-def _prefetch(pool: ThreadPoolExecutor, function: Callable, items: Iterable, ahead: int) -> Iterator:
-    """Yield function(item) in order, computed up to `ahead` items early by the pool."""
-    waiting: deque = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _batches(items: Iterator, size: int) -> Iterator[list]:
-    while batch := list(itertools.islice(items, size)):
-        yield batch
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
-    from importlib.metadata import version
-
-    packages = ("gim-jax", "jax", "jaxlib", "flax", "numpy", "opencv-python")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -22,9 +22,9 @@ def ranks(values: Sequence[float], ties: str = "mean") -> np.ndarray:
     """
     if ties not in ("mean", "min"):
         raise ValueError(f"ties: found {ties!r}, expected mean or min")
-    values = np.asarray(values, np.float64)
-    better = (values[:, None] < values).sum(1)
-    equal = (values[:, None] == values).sum(1)
+    column = np.asarray(values, np.float64)
+    better = (column[:, None] < column).sum(1)
+    equal = (column[:, None] == column).sum(1)
     return better + (1.0 if ties == "min" else (equal + 1) / 2)
 
 
