@@ -31,6 +31,7 @@ setup(
         "numpy>=2",
         "ml-collections>=1.0",
         "av>=14",  # video decoding; the OpenCV wheel cannot decode AV1
+        "scenedetect>=0.7",  # scene cuts
         "google-crc32c>=1.6",  # TFRecord checksums
         "safetensors>=0.5",  # weights without pickle
         "tensorboardX>=2.6",  # TensorBoard files without TensorFlow
@@ -40,7 +41,9 @@ setup(
     ],
     extras_require={
         "tf": ["tensorflow-cpu>=2.19"],  # only to read the record folder with tf.data
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"],
+        "videos": ["yt-dlp"],  # fetches what `gim-jax videos` is given as an address
+        "clouds": ["laspy>=2.5", "small_gicp>=1.0"],  # LAS files; ICP after `gim-jax register`
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "laspy>=2.5", "small_gicp>=1.0"],
         "tpu-compile": ["libtpu==0.0.42.*"],  # the TPU compiler, on any host; the version that jax[tpu] 0.10.2 names
         "dev": ["ruff>=0.12", "pyright>=1.1.400"],
     },

@@ -17,6 +17,7 @@ COMMANDS = {  # command: one line of help; the code is in gim_jax/cli/<command>.
     "records": "verify, show or count records",
     "report": "write the HTML report of a labelling or quickstart folder",
     "render": "render a walking-tour video with ground truth",
+    "register": "lay one point cloud onto another by their views from above",
     "train": "train a matcher",
     "eval": "evaluate a matcher on a benchmark",
 }
