@@ -9,6 +9,8 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import types
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,9 +30,7 @@ def config_path(spec: str) -> tuple[Path, str]:
     for candidate in (path, CHECKOUT / path.name, PACKAGED / path.name):
         if candidate.is_file():
             return candidate, argument
-    known = sorted(
-        p.name for folder in (CHECKOUT, PACKAGED) if folder.is_dir() for p in folder.glob("[a-z]*.py")
-    )
+    known = sorted(p.name for folder in (CHECKOUT, PACKAGED) if folder.is_dir() for p in folder.glob("[a-z]*.py"))
     raise ValueError(f"--config={spec}: no such config file; known: {', '.join(dict.fromkeys(known))}")
 
 
@@ -76,13 +76,49 @@ def replace(config: Any, values: Mapping[str, Any], name: str) -> Any:
       config: frozen dataclass, possibly with dataclasses in it.
       values: field -> value.
       name: what the values come from, for messages.
+
+    Raises:
+      ValueError: an unknown field, a value of another type than the field's, a count below one, or what the
+        dataclass itself refuses.
     """
     changes = {}
+    hints = typing.get_type_hints(type(config))
     for key, value in values.items():
-        if not hasattr(config, key):
+        if key not in hints:
             raise ValueError(f"{name}: {type(config).__name__} has no {key}")
         old = getattr(config, key)
         if dataclasses.is_dataclass(old) and isinstance(value, Mapping):
             value = replace(old, value, f"{name}.{key}")
-        changes[key] = tuple(value) if isinstance(value, list) else value
-    return dataclasses.replace(config, **changes)
+        if not _fits(value, hints[key]):
+            expected = getattr(hints[key], "__name__", str(hints[key]))
+            raise ValueError(f"{name}: {key}: found {value!r}, expected {expected}")
+        if key.startswith(("num_", "max_")) and isinstance(value, int) and value < 1:
+            raise ValueError(f"{name}: {key}: found {value}, expected at least 1")
+        changes[key] = _tuples(value)
+    try:
+        return dataclasses.replace(config, **changes)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Tell whether a value, as JSON has it, is of an annotated type."""
+    if hint is Any:
+        return True
+    if hint is None or hint is type(None):
+        return value is None
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        kinds = inner[:1] * len(value) if inner[1:] == (...,) else inner
+        return len(kinds) == len(value) and all(map(_fits, value, kinds))
+    kinds = (int, float) if hint is float else hint
+    return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
+
+
+def _tuples(value: Any) -> Any:
+    """Turn lists, also nested ones, into tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value

@@ -107,6 +107,7 @@ def target_size(
     exact: tuple[int, int] | None = None,
     multiple: int = 1,
     upscale: bool = True,
+    floor: bool = False,
 ) -> tuple[int, int]:
     """Return the (width, height) that a protocol resizes an image to.
 
@@ -117,11 +118,15 @@ def target_size(
       exact: the size itself, whatever the ratio.
       multiple: both sides are then floored to a multiple, but not below one multiple.
       upscale: False keeps images whose longer side is already within `long_side`.
+      floor: round the other side down instead (kornia, so the official LightGlue).
     """
     width, height = exact or size
     if long_side and exact is None and (upscale or max(size) > long_side):
-        scale = long_side / max(size)
-        width, height = round(width * scale), round(height * scale)
+        ratio = width / height
+        if floor:  # kornia's order of operations, for the same floating-point rounding
+            width, height = (int(long_side * ratio), long_side) if ratio < 1 else (long_side, int(long_side / ratio))
+        else:
+            width, height = (round(side * (long_side / max(size))) for side in size)
     return max(width // multiple, 1) * multiple, max(height // multiple, 1) * multiple
 
 
@@ -134,6 +139,24 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: int = cv2.IN
     if size_of(image) == tuple(size):
         return image
     return cv2.resize(image, tuple(size), interpolation=interpolation)
+
+
+def shrink_blurred(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize to (width, height) in float32, after a Gaussian blur along each side that shrinks.
+
+    Args:
+      image: [H, W] or [H, W, C] uint8 or float32.
+
+    Returns:
+      float32 of the same range; what kornia's `resize(antialias=True)`, and so the official LightGlue, gives.
+    """
+    image = image.astype(np.float32)
+    factors = np.divide(size_of(image), size)
+    if factors.max() > 1:
+        sigmas = np.maximum((factors - 1) / 2, 0.001)
+        windows = [1 if n == 1 else int(max(4 * sigma, 3)) | 1 for n, sigma in zip(size_of(image), sigmas)]
+        image = cv2.GaussianBlur(image, windows, sigmaX=sigmas[0], sigmaY=sigmas[1], borderType=cv2.BORDER_REFLECT_101)
+    return resize(image, size)
 
 
 def pad_bottom_right(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
+from gim_jax import types
+
 CONTRAST_THRESHOLD = 1e-5  # gim/video_preprocessor.py: keep weak keypoints, the ratio test decides
 PIXELS_PER_KEYPOINT = 64  # gim/trainer/lightning.py: nfeatures = H * W // 64
 RATIO = 0.8  # gim/trainer/lightning.py
+DETECTORS = {  # settings of OpenCV's SIFT, one keypoint per pixel?
+    "rootsift": ({"contrastThreshold": CONTRAST_THRESHOLD}, False),
+    "sift": ({"contrastThreshold": 0.0066667, "edgeThreshold": 10, "nOctaveLayers": 4}, True),  # cvg/LightGlue sift.py
+}
 BLOCK_ROWS = 2048  # rows of the similarity matrix held at once
 
 
@@ -36,21 +42,63 @@ def extract(
       mask: [H, W] bool, True where keypoints may lie.
       max_diameter_px: larger keypoints are dropped; their position is uncertain in proportion to their size.
     """
+    num = max_keypoints or max(gray.size // PIXELS_PER_KEYPOINT, 1)
+    found = _sift(gray, num, mask, contrastThreshold=contrast_threshold)
+    small = np.asarray(found.scales) <= max_diameter_px
+    return Features(found.kpts[small][:max_keypoints], root(found.desc[small][:max_keypoints]))
+
+
+def detect(gray: np.ndarray, max_keypoints: int, kind: str = "rootsift") -> types.Features:
+    """Detect and describe for a learned matcher.
+
+    Args:
+      gray: [H, W] uint8.
+      max_keypoints: strongest kept, never more.
+      kind: a key of DETECTORS.
+    """
+    settings, one_per_pixel = DETECTORS[kind]
+    found = _sift(gray, max_keypoints, **settings)
+    desc = root(found.desc)
+    if one_per_pixel:
+        keep = strongest_per_pixel(found.kpts, found.scores, np.asarray(found.oris))
+        desc = np.maximum(desc, 1e-3)[keep]  # official: clip at 1e-6 before the root
+        desc = desc / np.maximum(np.linalg.norm(desc, axis=1, keepdims=True), 1e-6)
+        found = replace(found, **{name: getattr(found, name)[keep] for name in ("kpts", "scores", "scales", "oris")})
+    found = replace(found, desc=desc)
+    if len(found) <= max_keypoints:
+        return found
+    best = np.sort(np.argsort(-found.scores, kind="stable")[:max_keypoints])
+    return replace(found, **{n: getattr(found, n)[best] for n in ("kpts", "desc", "scores", "scales", "oris")})
+
+
+def _sift(gray: np.ndarray, num: int, mask: np.ndarray | None = None, **settings) -> types.Features:
+    """Run OpenCV's SIFT for the `num` strongest keypoints (more where they are equal); descriptors are raw."""
     if gray.ndim != 2 or gray.dtype != np.uint8:
         raise ValueError(f"gray: found {gray.dtype} of shape {gray.shape}, expected uint8 [H, W]")
-    empty = Features(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32))
-    if min(gray.shape) < 16:  # below one octave OpenCV's pyramid fails
-        return empty
-    num = max_keypoints or max(gray.size // PIXELS_PER_KEYPOINT, 1)
-    sift = cv2.SIFT_create(nfeatures=num, contrastThreshold=contrast_threshold)
-    keypoints, desc = sift.detectAndCompute(gray, None if mask is None else mask.astype(np.uint8) * 255)
-    if desc is None or len(keypoints) == 0:
-        return empty
-    small = np.array([point.size for point in keypoints]) <= max_diameter_px
-    kpts = cv2.KeyPoint.convert(keypoints).astype(np.float32)[small][:max_keypoints]
-    desc = desc[small][:max_keypoints]
-    total = desc.sum(1, keepdims=True)
-    return Features(kpts, np.sqrt(desc / np.maximum(total, 1e-6)))
+    keypoints, desc = (), None
+    if min(gray.shape) >= 16:  # below one octave OpenCV's pyramid fails
+        sift = cv2.SIFT_create(nfeatures=num, **settings)
+        keypoints, desc = sift.detectAndCompute(gray, None if mask is None else mask.astype(np.uint8) * 255)
+    rows = [(*k.pt, k.response, k.size, k.angle) for k in keypoints] if desc is not None else []
+    table = np.array(rows, np.float32).reshape(-1, 5)
+    desc = np.zeros((0, 128), np.float32) if desc is None else desc
+    size = gray.shape[1], gray.shape[0]
+    return types.Features(table[:, :2], desc, table[:, 2], size, table[:, 3], np.deg2rad(table[:, 4]))
+
+
+def root(desc: np.ndarray) -> np.ndarray:
+    """Turn SIFT's descriptors [N, 128] into RootSIFT's: divided by their sum, then the square root."""
+    return np.sqrt(desc / np.maximum(desc.sum(1, keepdims=True), 1e-6))
+
+
+def strongest_per_pixel(kpts: np.ndarray, scores: np.ndarray, oris: np.ndarray) -> np.ndarray:
+    """Indices [K], ascending, of one keypoint per pixel: the highest score, among equals the smallest angle."""
+    pixels = np.rint(kpts - 0.5).astype(np.int64)  # official: as if in the corner convention
+    order = np.lexsort((np.abs(oris), -scores, pixels[:, 0], pixels[:, 1]))
+    ordered = pixels[order]
+    first = np.ones(len(order), bool)
+    first[1:] = (ordered[1:] != ordered[:-1]).any(1)
+    return np.sort(order[first])
 
 
 def match(desc0: np.ndarray, desc1: np.ndarray, ratio: float = RATIO) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

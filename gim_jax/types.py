@@ -54,6 +54,52 @@ class Matches:
 
 
 @dataclass(frozen=True)
+class Features:
+    """Keypoints of one image with their descriptors.
+
+    Attributes:
+      kpts: [N, 2] float32 px of the image.
+      desc: [N, D] float32.
+      scores: [N] float32, higher is better.
+      size: (width, height) of the image.
+      scales: [N] float32 px in the image as it was resized for detection, None where a detector has none.
+      oris: [N] float32 radians, None where a detector has none.
+    """
+
+    kpts: np.ndarray
+    desc: np.ndarray
+    scores: np.ndarray
+    size: tuple[int, int]
+    scales: np.ndarray | None = None
+    oris: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.kpts)
+
+
+@dataclass(frozen=True)
+class Warp:
+    """Where the pixels of each image lie in the other, on regular grids that cover the images.
+
+    Cell (row i, column j) of an [H, W] grid over an image is centred at ((j + 0.5) width / W - 0.5,
+    (i + 0.5) height / H - 0.5) px.
+
+    Attributes:
+      kpts1: [H, W, 2] float32 px in image 1, of the cells of image 0; conf0: [H, W] float32 in [0, 1].
+      kpts0: [H, W, 2] float32 px in image 0, of the cells of image 1; conf1: [H, W] float32 in [0, 1]; both None
+        where only one direction was computed.
+      size0, size1: (width, height) of the images.
+    """
+
+    kpts1: np.ndarray
+    conf0: np.ndarray
+    kpts0: np.ndarray | None
+    conf1: np.ndarray | None
+    size0: tuple[int, int]
+    size1: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Fit:
     """A geometric model and the matches that agree with it.
 

@@ -6,8 +6,10 @@ import cv2
 import numpy as np
 
 from gim_jax.image import read_image, resize
+from gim_jax.types import Warp
 
 MAX_LINES = 200  # more cannot be told apart
+MAX_TEXTURE = 4096  # px of an image that is warped for a picture
 SUBPIXEL_BITS = 4  # of OpenCV's fixed-point line ends
 
 
@@ -63,7 +65,7 @@ def draw_matches(
         interpolation = cv2.INTER_AREA if scale[1] < 1 else cv2.INTER_LINEAR
         halves.append(resize(image, size, interpolation))
         ends.append((np.asarray(kpts, np.float64).reshape(-1, 2) + 0.5) * scale - 0.5)
-    canvas = np.concatenate([halves[0], np.full((height, gap, 3), 255, np.uint8), halves[1]], axis=1)
+    canvas = side_by_side(halves, gap)
     ends[1] = ends[1] + [halves[0].shape[1] + gap, 0]
     chosen = np.unique(np.linspace(0, num - 1, min(num, max_lines)).astype(int)) if num else np.zeros(0, int)
     fixed = np.rint(np.stack(ends, 1)[chosen] * 2**SUBPIXEL_BITS).astype(int)
@@ -72,6 +74,36 @@ def draw_matches(
         for point in (start, end):
             cv2.circle(canvas, point, 2 << SUBPIXEL_BITS, color, 1, cv2.LINE_AA, SUBPIXEL_BITS)
     return canvas
+
+
+def draw_warp(image0: np.ndarray, image1: np.ndarray, warp: Warp, *, height: int = 540, gap: int = 8) -> np.ndarray:
+    """Draw image 0 and, beside it, image 1 warped into image 0: white where the warp is not certain.
+
+    Args:
+      image0, image1: [H, W] or [H, W, 3] uint8 RGB, of the sizes that the warp knows.
+      height: px of the picture. gap: px between the two.
+
+    Returns:
+      [height, 2 W0 + gap, 3] uint8 RGB.
+    """
+    image0, image1 = read_image(image0), read_image(image1)
+    size = max(round(image0.shape[1] * height / image0.shape[0]), 1), height
+    scale = min(MAX_TEXTURE / max(image1.shape[:2]), 1.0)  # OpenCV's remap ends at 2^15 px
+    texture = resize(image1, tuple(max(round(n * scale), 1) for n in image1.shape[1::-1]), cv2.INTER_AREA)
+    shrink = np.divide(texture.shape[1::-1], image1.shape[1::-1], dtype=np.float32)
+    places = (resize(warp.kpts1, size) + 0.5) * shrink - 0.5
+    x, y = (np.ascontiguousarray(places[..., i], np.float32) for i in (0, 1))
+    warped = cv2.remap(texture, x, y, cv2.INTER_LINEAR, borderValue=(255, 255, 255))
+    certain = resize(warp.conf0, size)[..., None]
+    warped = np.rint(certain * warped + (1 - certain) * 255).astype(np.uint8)
+    interpolation = cv2.INTER_AREA if image0.shape[0] > height else cv2.INTER_LINEAR
+    return side_by_side([resize(image0, size, interpolation), warped], gap)
+
+
+def side_by_side(pictures: list[np.ndarray], gap: int = 8) -> np.ndarray:
+    """Join pictures [H, W, 3] uint8 of one height, with white between them."""
+    white = np.full((len(pictures[0]), gap, 3), 255, np.uint8)
+    return np.concatenate([part for picture in pictures for part in (white, picture)][1:], axis=1)
 
 
 def encode_png(picture: np.ndarray) -> bytes:

@@ -258,7 +258,7 @@ def test_prepared_input_of_a_padded_image_is_that_of_the_crop(pairs):
     for config in (TINY, dataclasses.replace(TINY, official=True)):
         got = dkm.prepare(config, pairs[0], pairs[2], (100, 50))
         want = dkm.prepare(config, pairs[0][:, : VALID[0], : VALID[1]], None, (100, 50))
-        np.testing.assert_allclose(got, want, atol=1e-5)
+        np.testing.assert_allclose(got, want, atol=1e-4)  # in units of ImageNet's std
 
 
 def test_official_input_is_normalised_and_gims_is_not():

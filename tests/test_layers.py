@@ -8,9 +8,9 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 ORDER = [
     {"types", "config"},
-    {"ops", "geometry", "image", "robust", "rootsift"},
+    {"ops", "geometry", "image", "robust", "rootsift", "prefetch"},
     {"models", "losses", "losses_dense", "supervision", "data", "viz"},
-    {"weights", "api", "export"},
+    {"weights", "matchers", "api", "export"},
     {"train", "eval", "tasks", "report"},
     {"cli", "__main__"},
 ]

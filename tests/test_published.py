@@ -23,13 +23,13 @@ def official(name):
         if names[-1] == "kernel":
             shape = (shape[-1], shape[-2], *shape[:-2])
         rng = np.random.default_rng(len(entries))
-        value = rng.random(1).astype(np.float32)
+        value = np.float32(rng.random())
         entries[torch_key(names[1:])] = np.broadcast_to(value, shape)
     return entries
 
 
 def part(entries, prefix, new=""):
-    return {new + k.removeprefix(prefix): np.ascontiguousarray(v) for k, v in entries.items() if k.startswith(prefix)}
+    return {new + k.removeprefix(prefix): np.array(v, order="C") for k, v in entries.items() if k.startswith(prefix)}
 
 
 def flat(variables):

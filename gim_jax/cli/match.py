@@ -18,12 +18,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="rootsift", help="a name of `gim-jax models` (default: %(default)s)")
     parser.add_argument("--weights", metavar="FILE", help="the model's .safetensors file")
     parser.add_argument("--long-side", type=int, metavar="PX", help="resize images, instead of the model's preset")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting of the model, such as thr=0.4, extractor.max_keypoints=4096, upsample_size=null or "
+        "gp_solve=released; may be repeated",
+    )
     parser.add_argument("--fit", choices=("F", "H", "E"), help="fundamental matrix, homography or essential matrix")
     for name in ("--K0", "--K1"):
         parser.add_argument(name, nargs=4, type=float, metavar=("FX", "FY", "CX", "CY"), help="intrinsics for --fit E")
     parser.add_argument("--threshold", type=float, default=1.0, metavar="PX", help="inlier distance of --fit")
     parser.add_argument(
-        "--out", metavar="PNG", help="draw the matches, green sure, red unsure; only inliers with --fit"
+        "--out",
+        metavar="PNG",
+        help="draw the matches, green sure, red unsure; only inliers with --fit; before them, for DKM, image 0 and "
+        "image 1 warped into it",
     )
     parser.add_argument("--json", metavar="FILE", help="write points, confidences, sizes and the fit")
 
@@ -31,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Match, print one line, write what was asked for."""
     from gim_jax.image import read_image
-    from gim_jax.viz import draw_matches, encode_png
+    from gim_jax.viz import draw_matches, draw_warp, encode_png, side_by_side
 
     for path in (args.out, args.json):
         check_writable(path)
@@ -42,9 +53,14 @@ def run(args: argparse.Namespace) -> int:
     settings = {"long_side": args.long_side, "exact": None} if args.long_side else {}
     if args.model == "rootsift":
         settings.pop("exact", None)
+    settings |= parse_settings(args.set)
     matcher = api.load_matcher(args.model, args.weights, **settings)
     image0, image1 = read_image(args.image0), read_image(args.image1)
-    matches = matcher(image0, image1)
+    warp = None
+    if args.out and matcher.info.family == "dkm" and not settings.get("aspect"):
+        matches, warp = matcher.dense(image0, image1)
+    else:
+        matches = matcher(image0, image1)
     print(f"{args.model}: {len(matches)} matches between {_size(matches.size0)} and {_size(matches.size1)}")
     keep = slice(None)
     if args.fit:
@@ -57,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
             print("\n".join("  " + " ".join(f"{v: .6e}" for v in row) for row in matches.model))
     if args.out:
         picture = draw_matches(image0, image1, matches.kpts0[keep], matches.kpts1[keep], matches.conf[keep])
+        if warp is not None:
+            picture = side_by_side([draw_warp(image0, image1, warp), picture])
         write_atomic(args.out, lambda file: file.write(encode_png(picture)))
         print(f"drawn in {args.out}")
     if args.json:
@@ -64,6 +82,26 @@ def run(args: argparse.Namespace) -> int:
         write_atomic(args.json, lambda file: file.write(text.encode()))
         print(f"written to {args.json}")
     return 0
+
+
+def parse_settings(texts: list[str]) -> dict:
+    """Turn `key=value` and `part.key=value` into settings of `gim_jax.load_matcher`; values are JSON or plain text."""
+    settings: dict = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        *parts, leaf = key.split(".")
+        if not equals or not all([*parts, leaf]):
+            raise ValueError(f"--set: found {text!r}, expected KEY=VALUE")
+        node = settings
+        for part in parts:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"--set: {text!r}: {part} has a value already")
+        try:
+            node[leaf] = json.loads(value)
+        except json.JSONDecodeError:
+            node[leaf] = value
+    return settings
 
 
 def check_writable(path: str | None) -> None:

@@ -34,7 +34,7 @@ class ModelInfo:
       num_params: parameters of the network.
       published: figure -> value, as printed by the authors.
       resize: keywords of `image.target_size` for the network's input; the preset of the published protocol.
-      resampling: how, a key of RESAMPLINGS of `gim_jax.api`: "bytes", "float" or "blurred".
+      resampling: how, a key of `matchers.RESAMPLINGS`: "bytes", "float" or "blurred".
       channels: 1 where the network takes gray images, 3 for RGB.
       features: where keypoints do not come from the network: a key of `rootsift.DETECTORS`, or "given" for what the
         caller has.
@@ -297,6 +297,7 @@ MODELS = {
             num_params=11_884_689,
             resize=_CVG,
             resampling="blurred",
+            channels=3,
             features="sift",
         ),
         ModelInfo(

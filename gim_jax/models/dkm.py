@@ -29,8 +29,8 @@ def prepare(config: DKMConfig, images: jax.Array, mask: jax.Array | None, size: 
     return (images - jnp.asarray(IMAGENET_MEAN, images.dtype)) / jnp.asarray(IMAGENET_STD, images.dtype)
 
 
-def symmetric_warp(module: DKM, variables, small0, small1, large0=None, large1=None):
-    """Predict the warp in both directions, from images that have the network's sizes.
+def predict_warp(module: DKM, variables, small0, small1, large0=None, large1=None):
+    """Predict the warp in both directions (or one, as configured), from images that have the network's sizes.
 
     One image and one direction after the other (they fill a device by themselves), so memory does not grow with
     the batch.
@@ -41,8 +41,8 @@ def symmetric_warp(module: DKM, variables, small0, small1, large0=None, large1=N
 
     Returns:
       warp: [B, H, 2 W, 4] float32, (x0, y0, x1, y1) in [-1, 1]; left half from each pixel of image 0, right half
-        from each pixel of image 1.
-      certainty: [B, H, 2 W] float32 in [0, 1], zero where the warp leaves the other image.
+        from each pixel of image 1. One direction: [B, H, W, 4], the left half.
+      certainty: [B, H, 2 W] (or [B, H, W]) float32 in [0, 1], zero where the warp leaves the other image.
     """
     batch = small0.shape[0]
 
@@ -69,17 +69,19 @@ def symmetric_warp(module: DKM, variables, small0, small1, large0=None, large1=N
         return apply("refine", at(maps, direction), at(maps, (direction + batch) % (2 * batch)), start)[1]
 
     maps = encode(small0, small1, (1, 2, 4, 8, 16, 32))
-    directions = jnp.arange(2 * batch)
+    directions = jnp.arange(2 * batch if module.config.symmetric else batch)
     out = jax.lax.map(first_pass, directions)
     coarse, fine = out[16]["certainty"], out[1]
     if large0 is not None:
         maps = encode(large0, large1, (1, 2, 4, 8))
         fine = jax.lax.map(second_pass, (directions, fine))
-    return assemble(coarse, fine["flow"], fine["certainty"])
+    return assemble(coarse, fine["flow"], fine["certainty"], module.config.symmetric)
 
 
-def assemble(coarse: jax.Array, flow: jax.Array, logits: jax.Array):
+def assemble(coarse: jax.Array, flow: jax.Array, logits: jax.Array, symmetric: bool = True):
     """Join the last predictions of both directions, [2 B, ...] first 0 -> 1 then 1 -> 0, into one warp.
+
+    Not `symmetric`: those of the direction 0 -> 1 alone, [B, ...].
 
     Args:
       coarse: [2 B, h, w] certainty logits after stride 16 of the first pass: where negative, half of them is
@@ -87,16 +89,18 @@ def assemble(coarse: jax.Array, flow: jax.Array, logits: jax.Array):
       flow, logits: [2 B, H, W, 2] and [2 B, H, W] of stride 1.
 
     Returns:
-      warp, certainty: see `symmetric_warp`.
+      warp, certainty: see `predict_warp`.
     """
     height, width = logits.shape[1:]
-    batch = len(logits) // 2
+    batch = len(logits) // 2 if symmetric else len(logits)
     coarse = resize(coarse[..., None], (height, width))[..., 0]
     certainty = jax.nn.sigmoid(logits - 0.5 * jnp.minimum(coarse, 0))
     certainty = jnp.where((jnp.abs(flow) > 1).any(-1), 0, certainty)
     flow = jnp.clip(flow, -1, 1)
     grid = jnp.broadcast_to(position_grid(height, width), (batch, height, width, 2))
     forward = jnp.concatenate([grid, flow[:batch]], -1)
+    if not symmetric:
+        return forward, certainty
     backward = jnp.concatenate([flow[batch:], grid], -1)
     return jnp.concatenate([forward, backward], 2), jnp.concatenate([certainty[:batch], certainty[batch:]], 2)
 
@@ -133,15 +137,16 @@ def dense_match(module: DKM, variables, image0, image1, mask0=None, mask1=None):
         `valid_size` says); what is padded has no influence. None: all valid.
 
     Returns:
-      warp, certainty: see `symmetric_warp`; [-1, 1] spans the valid parts.
+      warp, certainty: see `predict_warp`; [-1, 1] spans the valid parts.
     """
     config = module.config
     pairs = ((image0, mask0), (image1, mask1))
     inputs = [prepare(config, *pair, size) for size in (config.size, config.upsample_size) if size for pair in pairs]
-    warp, certainty = symmetric_warp(module, variables, *inputs)
+    warp, certainty = predict_warp(module, variables, *inputs)
     if not config.official:
-        height, width = certainty.shape[1], certainty.shape[2] // 2
-        dark = jnp.concatenate([black(*pair, (height, width)) for pair in pairs], 2)
+        seen = pairs if config.symmetric else pairs[:1]
+        height, width = certainty.shape[1], certainty.shape[2] // len(seen)
+        dark = jnp.concatenate([black(*pair, (height, width)) for pair in seen], 2)
         certainty = jnp.where(dark, 0, certainty)
     return warp, certainty
 
@@ -163,6 +168,7 @@ def sample(warp: jax.Array, certainty: jax.Array, key: jax.Array, num_matches: i
       matches: [K, 4].
       conf: [K].
     """
+    warp, certainty = jnp.asarray(warp), jnp.asarray(certainty)
     weight = jnp.where(certainty > SURE, 1.0, certainty)
     key0, key1 = jax.random.split(key)
     chosen = _draw(key0, jnp.log(weight), OVERSAMPLING * num_matches)
@@ -179,12 +185,15 @@ def _draw(key, logits, num: int):
     return jax.lax.top_k(logits + noise, min(num, logits.shape[0]))[1]
 
 
-def match(module: DKM, variables, image0, image1, mask0=None, mask1=None, key=None) -> dict[str, jax.Array]:
+def match(
+    module: DKM, variables, image0, image1, mask0=None, mask1=None, key=None, dense: bool = False
+) -> dict[str, jax.Array]:
     """Match image pairs.
 
     Args:
       image0, image1, mask0, mask1: see `dense_match`.
       key: of the samples; a fixed one if None.
+      dense: return `warp` and `certainty` of `dense_match`, too.
 
     Returns:
       kpts0, kpts1: [B, K, 2] float32 px of the given images, (0, 0) = centre of the top-left pixel. The official
@@ -203,4 +212,5 @@ def match(module: DKM, variables, image0, image1, mask0=None, mask1=None, key=No
     size0, size1 = valid_size(image0, mask0)[:, None], valid_size(image1, mask1)[:, None]
     kpts0 = size0 * (matches[..., :2] + 1) / 2 - 0.5
     kpts1 = size1 * (matches[..., 2:] + 1) / 2 - 0.5
-    return {"kpts0": kpts0, "kpts1": kpts1, "conf": conf, "mask": conf > 0}
+    out = {"kpts0": kpts0, "kpts1": kpts1, "conf": conf, "mask": conf > 0}
+    return out | {"warp": warp, "certainty": certainty} if dense else out

@@ -45,6 +45,7 @@ class DKMConfig:
       official: the official form: images are normalised by ImageNet's mean and std and shrunk with PIL's bicubic
         filter, and the confidence of a sampled match is thresholded as it was for sampling. Otherwise GIM's: plain
         images, bilinear resizing without antialiasing, unmatchable where either image is black, plain confidence.
+      symmetric: predict the warp from image 1 to image 0 too, and sample from both; twice the work.
       gp_solve: "correct", or "released": above 2000 tokens at stride 16 (672x896 has 2352) the released code
         solves every image of a batch but the first with the first one's inverse, so the second direction of every
         symmetric match is off; published numbers contain that.
@@ -63,6 +64,7 @@ class DKMConfig:
     upsample_size: tuple[int, int] | None = (1536, 1152)
     num_matches: int = 5000
     official: bool = False
+    symmetric: bool = True
     gp_solve: str = "correct"
     stem: int = 64
     blocks: tuple[int, ...] = (3, 4, 6, 3)

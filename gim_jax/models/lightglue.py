@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from gim_jax.models import sparse
 from gim_jax.models.disk import Disk, DiskConfig
+from gim_jax.models.sparse import as_one_batch
 from gim_jax.models.superpoint import SuperPoint, SuperPointConfig
 from gim_jax.ops.assignment import log_double_softmax, mutual_matches
 from gim_jax.ops.attention import full_attention
@@ -61,7 +62,8 @@ CONFIGS = {
     "lightglue_superpoint": LightGlueConfig(CVG_SUPERPOINT),
     "lightglue_superpoint_adaptive": LightGlueConfig(CVG_SUPERPOINT, **ADAPTIVE),
     "lightglue_disk": LightGlueConfig(DiskConfig(), input_dim=128, **ADAPTIVE),
-    "lightglue_sift": LightGlueConfig(None, input_dim=128, add_scale_ori=True),
+    "lightglue_sift": LightGlueConfig(None, input_dim=128, add_scale_ori=True, **ADAPTIVE),
+    "lightglue_doghardnet": LightGlueConfig(None, input_dim=128, add_scale_ori=True, **ADAPTIVE),
 }
 
 
@@ -136,12 +138,14 @@ class CrossAttention(nn.Module):
 
     def __call__(self, x0, x1, mask0, mask1):
         def heads(x):
-            return x.reshape(*x.shape[:2], self.config.num_heads, -1)
+            return [f(x).reshape(*x.shape[:2], self.config.num_heads, -1) for f in (self.to_qk, self.to_v)]
 
-        qk0, qk1, v0, v1 = (heads(f(x)) for f in (self.to_qk, self.to_v) for x in (x0, x1))
-        message0 = full_attention(qk0, qk1, v1, mask1).reshape(x0.shape)
-        message1 = full_attention(qk1, qk0, v0, mask0).reshape(x1.shape)
-        return update(self.ffn, x0, self.to_out(message0)), update(self.ffn, x1, self.to_out(message1))
+        def attend(x, query, key, value, mask):
+            message = full_attention(query, key, value, mask).reshape(x.shape)
+            return update(self.ffn, x, self.to_out(message))
+
+        (qk0, v0), (qk1, v1) = as_one_batch(heads, (x0, x1))
+        return as_one_batch(attend, (x0, x1), (qk0, qk1), (qk1, qk0), (v1, v0), (mask1, mask0))
 
 
 class Layer(nn.Module):
@@ -154,7 +158,7 @@ class Layer(nn.Module):
         self.cross_attn = CrossAttention(self.config)
 
     def __call__(self, x0, x1, positions0, positions1, mask0, mask1):
-        x0, x1 = self.self_attn(x0, positions0, mask0), self.self_attn(x1, positions1, mask1)
+        x0, x1 = as_one_batch(self.self_attn, (x0, x1), (positions0, positions1), (mask0, mask1))
         return self.cross_attn(x0, x1, mask0, mask1)
 
 
@@ -223,7 +227,7 @@ class LightGlueMatcher(nn.Module):
             desc = self.input_proj(desc)
         return desc, self.posenc(places)
 
-    def supervised(self, features0, features1, size0, size1):
+    def supervised(self, features0, features1, size0, size1, train: bool = False):
         """Every layer's answer, for training; arguments as of a call.
 
         Returns:
@@ -231,8 +235,7 @@ class LightGlueMatcher(nn.Module):
           no confidences: zeros.
         """
         mask0, mask1 = features0["mask"], features1["mask"]
-        x0, positions0 = self.encode(features0, size0)
-        x1, positions1 = self.encode(features1, size1)
+        (x0, positions0), (x1, positions1) = as_one_batch(self.encode, (features0, features1), (size0, size1))
         answers = []
         for i, layer in enumerate(self.transformers):
             x0, x1 = layer(x0, x1, positions0, positions1, mask0, mask1)
@@ -259,8 +262,7 @@ class LightGlueMatcher(nn.Module):
           stop [B] int32, layers run.
         """
         config = self.config
-        x0, positions0 = self.encode(features0, size0)
-        x1, positions1 = self.encode(features1, size1)
+        (x0, positions0), (x1, positions1) = as_one_batch(self.encode, (features0, features1), (size0, size1))
         adaptive = (config.depth_confidence > 0 or config.width_confidence > 0) and not train
         run = self.adaptive if adaptive else self.complete
         out = run(x0, x1, positions0, positions1, features0["mask"], features1["mask"])
@@ -370,4 +372,4 @@ class LightGlue(sparse.Pipeline):
         self.matcher = LightGlueMatcher(self.config)
 
 
-match = sparse.match
+match, match_features = sparse.match, sparse.match_features

@@ -30,17 +30,19 @@ def as_one_batch(function, *pairs):
     """Apply `function` to both images' arrays: as one batch where their shapes agree.
 
     Args:
-      function: of arrays with a batch axis, giving a dict of such; pairs: its arguments for image 0 and image 1.
+      function: of arrays (or None, or trees of such) with a batch axis, giving a tree of such.
+      pairs: its arguments for image 0 and image 1.
 
     Returns:
-      Two dicts.
+      What it gives for image 0 and for image 1.
     """
     first, second = zip(*pairs)
-    if any(a.shape != b.shape for a, b in pairs):
+    shapes0, shapes1 = (jax.tree.map(jnp.shape, arrays) for arrays in (first, second))
+    if shapes0 != shapes1:
         return function(*first), function(*second)
-    both = function(*(jnp.concatenate(pair) for pair in pairs))
-    batch = len(first[0])
-    return {k: v[:batch] for k, v in both.items()}, {k: v[batch:] for k, v in both.items()}
+    both = function(*jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second))
+    batch = len(jax.tree.leaves(first)[0])
+    return jax.tree.map(lambda x: x[:batch], both), jax.tree.map(lambda x: x[batch:], both)
 
 
 class Pipeline(nn.Module):
@@ -64,6 +66,10 @@ class Pipeline(nn.Module):
         places = {f"{k}{i}": f[k] for i, f in enumerate([found0, found1]) for k in ("kpts", "mask")}
         return {**out, **places}
 
+    def extract(self, image, size=None):
+        """Detect and describe; see the extractor's call."""
+        return self.extractor(image, size)
+
     def match_features(self, features0, features1, size0, size1):
         """Match features that come from elsewhere; see the matcher's call."""
         return self.matcher(features0, features1, size0, size1)
@@ -77,6 +83,16 @@ class Pipeline(nn.Module):
         pairs = (image0, image1), (kpts0, kpts1), (size0, size1)
         found0, found1 = jax.lax.stop_gradient(as_one_batch(self.extractor.at, *pairs))
         return self.matcher(found0, found1, size0, size1, train)
+
+    def detect(self, image, size):
+        """Return what the extractor finds, without gradient."""
+        return jax.lax.stop_gradient(self.extractor(image, size))
+
+    def answers_at(self, image0, image1, kpts0, kpts1, size0, size1, train: bool = False):
+        """Like `match_at`, but every layer's answer, see the matcher's `supervised`."""
+        pairs = (image0, image1), (kpts0, kpts1), (size0, size1)
+        found0, found1 = jax.lax.stop_gradient(as_one_batch(self.extractor.at, *pairs))
+        return self.matcher.supervised(found0, found1, size0, size1, train)
 
 
 def match(module, variables, image0, image1, mask0=None, mask1=None):
@@ -93,11 +109,22 @@ def match(module, variables, image0, image1, mask0=None, mask1=None):
       K is the number of keypoints of image 0; row i is its i-th keypoint.
     """
     out = module.apply(variables, image0, image1, valid_size(image0, mask0), valid_size(image1, mask1))
+    return select(out, out["kpts0"], out["kpts1"])
+
+
+def match_features(module, variables, features0, features1, size0, size1):
+    """Match two batches of features; arguments as of the matcher's call, result as of `match`."""
+    out = module.apply(variables, features0, features1, size0, size1, method="match_features")
+    return select(out, features0["kpts"], features1["kpts"])
+
+
+def select(out, kpts0, kpts1):
+    """Bring the matcher's answer into the form of `match`."""
     matches = out["matches0"]
     mask = matches >= 0
-    kpts1 = jnp.take_along_axis(out["kpts1"], jnp.maximum(matches, 0)[..., None], axis=1)
+    kpts1 = jnp.take_along_axis(kpts1, jnp.maximum(matches, 0)[..., None], axis=1)
     return {
-        "kpts0": jnp.where(mask[..., None], out["kpts0"], 0.0),
+        "kpts0": jnp.where(mask[..., None], kpts0, 0.0),
         "kpts1": jnp.where(mask[..., None], kpts1, 0.0),
         "conf": jnp.where(mask, out["scores0"], 0.0),
         "mask": mask,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gim_jax.models import sparse
+from gim_jax.models.sparse import as_one_batch
 from gim_jax.models.superpoint import SuperPoint, SuperPointConfig
 from gim_jax.ops.assignment import log_optimal_transport, mutual_matches
 from gim_jax.ops.attention import full_attention
@@ -129,12 +130,13 @@ class Graph(nn.Module):
 
     def __call__(self, desc0, desc1, mask0, mask1, train: bool):
         for i, layer in enumerate(self.layers):
-            if i % 2:
-                delta0 = layer(desc0, desc1, mask0, mask1, train)
-                delta1 = layer(desc1, desc0, mask1, mask0, train)
+            sides = [(desc0, desc1), (desc0, desc1), (mask0, mask1), (mask0, mask1)]
+            if i % 2:  # the source is the other image
+                sides[1::2] = (desc1, desc0), (mask1, mask0)
+            if train:  # BatchNorm on the statistics of each image by itself
+                delta0, delta1 = (layer(*side, train) for side in zip(*sides))
             else:
-                delta0 = layer(desc0, desc0, mask0, mask0, train)
-                delta1 = layer(desc1, desc1, mask1, mask1, train)
+                delta0, delta1 = as_one_batch(lambda *side, layer=layer: layer(*side, train), *sides)
             desc0, desc1 = desc0 + delta0, desc1 + delta1
         return desc0, desc1
 
@@ -189,6 +191,11 @@ class SuperGlueMatcher(nn.Module):
             "scores1": scores1,
         }
 
+    def supervised(self, features0, features1, size0, size1, train: bool = False):
+        """Give the one answer as `LightGlueMatcher.supervised` gives those of its layers."""
+        log_p = self(features0, features1, size0, size1, train)["log_assignment"]
+        return [(log_p, jnp.zeros(log_p.shape[:1]), jnp.zeros(log_p.shape[:1]))]
+
 
 class SuperGlue(sparse.Pipeline):
     """SuperPoint and SuperGlue, see `sparse.Pipeline`."""
@@ -201,4 +208,4 @@ class SuperGlue(sparse.Pipeline):
         self.matcher = SuperGlueMatcher(self.config)
 
 
-match = sparse.match
+match, match_features = sparse.match, sparse.match_features

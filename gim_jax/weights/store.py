@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as to_bytes
 
 from gim_jax.data.tfrecord import write_atomic
 
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
 META = "gim_jax"  # key of the JSON text in the safetensors header
 
 
@@ -32,7 +46,12 @@ def save(path: str | Path, variables: Mapping[str, Any], meta: Mapping[str, Any]
 
 
 def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read variables (nested dict of NumPy arrays) and metadata.
+    """Read variables and metadata; see `read`."""
+    return read(path)[:2]
+
+
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Read variables (nested dict of NumPy arrays), metadata, and the sha256 of the file, in one pass over it.
 
     Raises:
       ValueError: the file is missing, truncated, no safetensors file, or was not written by `save`.
@@ -41,19 +60,19 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}, expected a .safetensors file")
     try:
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            if META not in header:
-                raise ValueError(
-                    f"{path}: a safetensors file without gim-jax metadata; `gim-jax convert` makes weights of it"
-                )
-            flat = {key: file.get_tensor(key) for key in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    flat = from_bytes(data, str(path))  # checks the header
     try:
-        meta = json.loads(header[META])
-    except json.JSONDecodeError as error:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        meta = json.loads(header.get("__metadata__", {}).get(META, "null"))
+    except ValueError as error:
         raise ValueError(f"{path}: the metadata are not JSON: {error}") from error
+    if meta is None:
+        raise ValueError(f"{path}: a safetensors file without gim-jax metadata; `gim-jax convert` makes weights of it")
+    if not isinstance(meta, dict) or not isinstance(meta.get("config") or {}, dict):
+        raise ValueError(f"{path}: found metadata {str(meta)[:80]}, expected a dictionary with a dictionary `config`")
     variables: dict[str, Any] = {}
     for key, array in flat.items():
         *parents, leaf = key.split("/")
@@ -62,8 +81,26 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             node = node.setdefault(name, {})
             if not isinstance(node, dict):
                 raise ValueError(f"{path}: key {key} lies below an array")
+        if isinstance(node.get(leaf), dict):
+            raise ValueError(f"{path}: key {key} lies above others")
         node[leaf] = array
-    return variables, meta
+    return variables, meta, hashlib.sha256(data).hexdigest()
+
+
+def from_bytes(data: bytes, name: str) -> dict[str, np.ndarray]:
+    """Read the arrays of a safetensors file; `name` stands in the error message.
+
+    Raises:
+      ValueError: truncated or no safetensors file, or of a type that weights do not have.
+    """
+    try:
+        entries = deserialize(data)
+    except SafetensorError as error:
+        raise ValueError(f"{name}: not a whole safetensors file: {error}") from error
+    unknown = [f"{key} ({entry['dtype']})" for key, entry in entries if entry["dtype"] not in DTYPES]
+    if unknown:
+        raise ValueError(f"{name}: found {', '.join(unknown[:5])}, expected types among {', '.join(DTYPES)}")
+    return {key: np.frombuffer(e["data"], DTYPES[e["dtype"]]).reshape(e["shape"]) for key, e in entries}
 
 
 def check(variables: Mapping[str, Any], template: Mapping[str, Any], name: str) -> None:

