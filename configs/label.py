@@ -29,6 +29,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             every_seconds=0.0,  # used instead where above 0
             max_seconds=0.0,  # label the beginning of a video only; 0: all of it
             long_side=0,  # px; larger frames are made smaller first; 0: never
+            mask_provider="",  # module:function or a folder of masks, see data_prep/masks.py; "" for none
             base_steps=(1, 2, 4),  # pairs 20, 40 and 80 frames apart
             ratio=0.8,  # gim/video_preprocessor.py
             max_keypoints=0,  # of RootSIFT; 0: one per 64 pixels

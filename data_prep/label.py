@@ -20,7 +20,9 @@ import cv2
 import numpy as np
 
 import gim_jax
+from data_prep import masks
 from data_prep import propagate as prop
+from data_prep import scan as scanning
 from data_prep import video as vid
 from data_prep.fitting import PairLabels, fit_motion, min_matches_for, pixel_scale
 from data_prep.matchers import load_labellers, weights_digests
@@ -176,16 +178,26 @@ class _Labels:
 
 
 def _direct(path, info, config, jpegs, store, progress) -> _Labels:
-    """Decode, match and fit. JPEGs of the sampled frames go to the open file `jpegs`."""
-    notes: list[str] = []
-    step_frames = config.every_frames if config.every_seconds <= 0 else max(config.every_seconds * info.fps, 1)
-    length = min(info.num_frames, config.max_seconds * info.fps or info.num_frames)
-    expected = int(np.ceil(length / step_frames))
-    labellers = load_labellers(config)
+    """Scan, decode, match and fit. JPEGs of the sampled frames go to the open file `jpegs`."""
+    labellers, clock = load_labellers(config), time.perf_counter()
+    provider = masks.load_provider(config.mask_provider, path)
+    step_frames = config.every_frames if config.every_seconds <= 0 else max(round(config.every_seconds * info.fps), 1)
+    scan = scanning.load(store / "scan.npz") if store else None
+    if scan is None:
+        scan = scanning.scan(path, step_frames, config.max_seconds)
+        if store:
+            store.mkdir(exist_ok=True)
+            scanning.save(store / "scan.npz", scan)
+    seconds = time.perf_counter() - clock
+    expected = -(-(int(scan.num_frames) - len(scan.repeats)) // step_frames)
+    notes = scan.notes()
 
     def sampled() -> Iterator[vid.Frame]:
         first = None
-        for frame in vid.sample_frames(path, config.every_frames, config.every_seconds, notes):
+        for frame in vid.sample_frames(
+            path, config.every_frames, config.every_seconds, notes,
+            repeats=scan.repeats, cuts=scan.cuts, crop=tuple(scan.crop.tolist()),
+        ):  # fmt: skip
             first = frame.time_s if first is None else first
             if config.max_seconds and frame.time_s - first > config.max_seconds:
                 notes.append(f"only the first {config.max_seconds:g} s are labelled, as configured")
@@ -193,9 +205,11 @@ def _direct(path, info, config, jpegs, store, progress) -> _Labels:
             yield replace(frame, rgb=_fit_size(frame.rgb, config.long_side))
 
     report = (lambda done: progress(done, max(expected, done))) if progress else None
-    direct = match_video(sampled(), labellers, config, jpegs, store, progress=report)
+    mask = masks.frame_masks(scan, provider)
+    direct = match_video(sampled(), labellers, config, jpegs, store, mask, report)
     if not direct.frames:
         raise ValueError(f"{path}: {'; '.join(notes)}")
+    direct.seconds["scan"] = seconds
     return _Labels(info, direct, min_matches_for(direct.size, config), notes)
 
 

@@ -6,7 +6,7 @@ OpenCV's wheel opens AV1 and reads nothing, and seeking to every sample is sever
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def probe(path: str | Path) -> VideoInfo:
     with _open(path) as container:
         stream = container.streams.video[0]
         rate = stream.average_rate or stream.guessed_rate
-        duration = stream.duration * stream.time_base if stream.duration else None
+        duration = stream.duration * stream.time_base if stream.duration and stream.time_base else None
         if duration is None and container.duration:
             duration = container.duration / av.time_base
         fps = float(rate) if rate else 0.0
@@ -59,19 +59,13 @@ def probe(path: str | Path) -> VideoInfo:
     )
 
 
-def sample_frames(
-    path: str | Path, every_frames: int = 20, every_seconds: float = 0.0, notes: list[str] | None = None
-) -> Iterator[Frame]:
-    """Decode a video once and yield every n-th frame, or the first frame at or after each multiple of a time step.
+def decode(path: str | Path, notes: list[str]) -> Iterator[tuple[int, float, av.VideoFrame]]:
+    """Decode a video once, in order: number, presentation time in seconds, frame as stored.
 
     Args:
-      path: the file.
-      every_frames: step in frames; used where `every_seconds` is 0.
-      every_seconds: step in seconds of presentation time.
-      notes: receives a line where decoding ended early; the frames before it are good.
+      notes: receives a line where decoding ended early, or where the size changes, which ends it; what came is good.
     """
-    notes = [] if notes is None else notes
-    size, origin_s, due, index = None, None, 0, -1
+    index, size = -1, None
     with _open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
@@ -79,20 +73,11 @@ def sample_frames(
         try:
             for index, frame in enumerate(container.decode(stream)):
                 time_s = float(frame.time) if frame.time is not None else index / rate
-                origin_s = time_s if origin_s is None else origin_s
-                if every_seconds > 0:
-                    if time_s - origin_s < due * every_seconds - 1e-6:
-                        continue
-                    due = int((time_s - origin_s) / every_seconds + 1e-6) + 1
-                elif index % every_frames:
-                    continue
-                rgb = _upright(frame)
-                if size is None:
-                    size = rgb.shape
-                if rgb.shape != size:
+                size = size or (frame.width, frame.height, frame.rotation)
+                if size != (frame.width, frame.height, frame.rotation):
                     notes.append(f"frame size changes at {time_s:.2f} s; what follows is left out")
                     return
-                yield Frame(index, time_s, rgb)
+                yield index, time_s, frame
         except av.error.FFmpegError as error:
             notes.append(f"damaged after frame {index}: {error.strerror}")
         if index < 0 and not notes:
@@ -100,6 +85,46 @@ def sample_frames(
         expected = stream.frames
         if expected and index + 1 < expected and not notes:
             notes.append(f"ends early: {index + 1} of {expected} frames")
+
+
+def sample_frames(
+    path: str | Path,
+    every_frames: int = 20,
+    every_seconds: float = 0.0,
+    notes: list[str] | None = None,
+    *,
+    repeats: Sequence[int] | np.ndarray = (),
+    cuts: Sequence[int] | np.ndarray = (),
+    crop: tuple[int, int, int, int] | None = None,
+) -> Iterator[Frame]:
+    """Decode a video once and yield every n-th frame, or the first frame at or after each multiple of a time step.
+
+    Args:
+      path: the file.
+      every_frames: step in frames; used where `every_seconds` is 0.
+      every_seconds: step in seconds of presentation time.
+      notes: see `decode`.
+      repeats: numbers of frames that do not count, because they repeat the one before.
+      cuts: numbers of the first frames of scenes but the first.
+      crop: (x0, y0, x1, y1) px of the upright frame that is kept.
+    """
+    origin_s, due, counted, skipped = None, 0, -1, {int(n) for n in repeats}
+    scenes = np.sort(np.asarray(cuts, int))
+    for index, time_s, frame in decode(path, [] if notes is None else notes):
+        if index in skipped:
+            continue
+        counted += 1
+        origin_s = time_s if origin_s is None else origin_s
+        if every_seconds > 0:
+            if time_s - origin_s < due * every_seconds - 1e-6:
+                continue
+            due = int((time_s - origin_s) / every_seconds + 1e-6) + 1
+        elif counted % every_frames:
+            continue
+        rgb = upright(frame)
+        if crop is not None:
+            rgb = np.ascontiguousarray(rgb[crop[1] : crop[3], crop[0] : crop[2]])
+        yield Frame(index, time_s, rgb, int(np.searchsorted(scenes, index, side="right")))
 
 
 def _open(path: str | Path):
@@ -125,9 +150,10 @@ def _open(path: str | Path):
     return container
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    rgb = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(rgb, k=round(frame.rotation / 90) % 4))
+def upright(frame: av.VideoFrame, kind: str = "rgb24") -> np.ndarray:
+    """A decoded frame as uint8, turned as its metadata says: [H, W, 3] RGB, or [H, W] for "gray"."""
+    picture = frame.to_ndarray(format=kind)
+    return np.ascontiguousarray(np.rot90(picture, k=round(frame.rotation / 90) % 4))
 
 
 def _sha256(path: str | Path) -> str:

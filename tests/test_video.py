@@ -37,7 +37,8 @@ def number_of(frame) -> int:
 
 
 @pytest.mark.parametrize(
-    "codec, suffix", [("libx264", "mp4"), ("libvpx-vp9", "webm"), ("libsvtav1", "mp4"), ("mpeg4", "avi")]
+    "codec, suffix",
+    [("libx264", "mp4"), ("libvpx-vp9", "webm"), ("libsvtav1", "mp4"), ("libx265", "mp4"), ("mpeg4", "avi")],
 )
 def test_every_nth_frame_with_its_number_and_time(tmp_path, codec, suffix):
     path = tmp_path / f"v.{suffix}"
