@@ -41,6 +41,7 @@ setup(
     ],
     extras_require={
         "tf": ["tensorflow-cpu>=2.19"],  # only to read the record folder with tf.data
+        "eval": ["poselib>=2.0.5"],  # BSD-3: another pose estimator, `gim-jax eval --method poselib`
         "videos": ["yt-dlp"],  # fetches what `gim-jax videos` is given as an address
         "clouds": ["laspy>=2.5", "small_gicp>=1.0"],  # LAS files; ICP after `gim-jax register`
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "laspy>=2.5", "small_gicp>=1.0"],

@@ -6,7 +6,7 @@ import pytest
 
 from gim_jax.eval import metrics
 from gim_jax.ops.density import gaussian_density
-from gim_jax.robust import estimate_relative_pose
+from gim_jax.robust import estimate_homography, estimate_relative_pose
 
 RNG = np.random.default_rng(0)
 K = np.array([[500.0, 0, 320], [0, 520, 240], [0, 0, 1]])
@@ -153,3 +153,33 @@ def test_density_in_chunks_equals_the_full_matrix():
     points = RNG.normal(size=(131, 4)).astype(np.float32) * 0.2
     squared = ((points[:, None] - points) ** 2).sum(-1)
     np.testing.assert_allclose(gaussian_density(points, 0.1, chunk=16), np.exp(-squared / 0.02).sum(1), rtol=1e-5)
+
+
+def test_poselib_finds_pose_and_homography():
+    """The optional estimator, on matches with a third of outliers."""
+    pytest.importorskip("poselib", reason="the extra `eval` is not installed")
+    T, kpts0, kpts1 = two_views(300, np.random.default_rng(3))
+    kpts1[:100] = np.random.default_rng(4).uniform(0, 480, (100, 2))
+    R, t, inliers = estimate_relative_pose(kpts0, kpts1, K, K, 0.5, "poselib")
+    assert metrics.rotation_error_deg(R, T[:3, :3]) < 0.1 and metrics.translation_error_deg(t, T[:3, 3]) < 0.3
+    assert np.linalg.norm(t) == pytest.approx(1) and inliers[100:].mean() > 0.95 and inliers[:100].mean() < 0.1
+    H_gt = np.array([[1.1, 0.1, 5], [-0.1, 0.9, 7], [1e-4, 2e-5, 1]])
+    moved = cv2.perspectiveTransform(kpts0[None], H_gt)[0]
+    moved[:100] = kpts1[:100]
+    H, inliers = estimate_homography(kpts0, moved, 1.0, "poselib")
+    assert metrics.homography_corner_error(H, H_gt, (640, 480)) < 1e-3 and inliers.sum() >= 200
+
+
+@pytest.mark.parametrize("method", ["ransac", "magsac"])
+def test_homography_of_matches_with_outliers_and_of_too_few(method):
+    rng = np.random.default_rng(5)
+    kpts0 = rng.uniform(0, 480, (200, 2))
+    H_gt = np.array([[1.1, 0.1, 5], [-0.1, 0.9, 7], [1e-4, 2e-5, 1]])
+    kpts1 = cv2.perspectiveTransform(kpts0[None], H_gt)[0]
+    kpts1[:80] = rng.uniform(0, 480, (80, 2))
+    H, inliers = estimate_homography(kpts0, kpts1, 1.0, method)
+    assert metrics.homography_corner_error(H, H_gt, (640, 480)) < 1e-3 and inliers[80:].all()
+    assert estimate_homography(kpts0[:3], kpts1[:3], 1.0, method)[0] is None
+    assert estimate_homography(np.ones((9, 2)), np.ones((9, 2)), 1.0, method)[0] is None
+    with pytest.raises(ValueError, match="found 'x', expected one of ransac"):
+        estimate_homography(kpts0, kpts1, 1.0, "x")

@@ -13,12 +13,12 @@ from gim_jax.cli.models import format_table
 from gim_jax.cli.progress import Progress
 from gim_jax.data.tfrecord import write_atomic
 from gim_jax.eval import document, zeb
-from gim_jax.eval.benchmarks import Plan, pairs_plan, zeb_plan
+from gim_jax.eval.benchmarks import PRESETS, Plan, pairs_plan, preset_plan, zeb_plan
 from gim_jax.eval.benchmarks import evaluate as run_plan
 from gim_jax.eval.compare import one_benchmark, rank_among_published
 from gim_jax.robust import HOMOGRAPHY_METHODS, POSE_METHODS
 
-BENCHMARKS = ("pairs", "zeb")
+BENCHMARKS = ("pairs", "zeb", *PRESETS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=1, help="pairs per pass through a network")
     parser.add_argument("--threshold", type=float, metavar="PX", help="of the estimator (default: the protocol's)")
     parser.add_argument("--method", default="ransac", help="ransac (published), magsac or poselib")
+    parser.add_argument("--protocol", help="dkm, loftr or superglue: the preset (default: that of the model's family)")
     parser.add_argument("--sets", nargs="+", default=[], metavar="SET", help="zeb: some sets, e.g. KIT NIG")
     parser.add_argument("--overlap", nargs=2, type=float, metavar=("LOW", "HIGH"), help="zeb: pairs in (LOW, HIGH]")
     parser.add_argument("--fraction", type=float, default=1.0, help="zeb: this share of the pairs, chosen by hash")
@@ -89,6 +90,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
         plan = pairs_plan(args.pairs, settings)
     elif not args.data:
         raise ValueError(f"--data: found none, expected the folder of {args.benchmark}")
+    elif args.benchmark in PRESETS:
+        plan = preset_plan(args.benchmark, args.data, args.model, args.protocol)
     else:
         mapping = "released" if args.released else "corrected"
         plan = zeb_plan(args.data, args.model, args.sets, args.overlap, args.fraction, mapping)

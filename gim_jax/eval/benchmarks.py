@@ -9,6 +9,8 @@ from typing import Any
 
 from gim_jax import api
 from gim_jax.eval import document, metrics, pairs, published, run, zeb
+from gim_jax.eval.hpatches import HPATCHES, NUM_PAIRS, THRESHOLDS_PX, read_hpatches
+from gim_jax.eval.in_domain import MEGADEPTH, PRESET_OF, SCANNET, preset, read_megadepth, read_scannet
 from gim_jax.eval.measure import Pair, Protocol
 from gim_jax.models import get_model
 
@@ -83,6 +85,36 @@ def pairs_plan(files: Sequence[str | Path], settings: Mapping[str, Any]) -> Plan
         names[name] = Path(file)
         chosen += [replace(pair, set=name) for pair in pairs.read_pairs(file)]
     return Plan("pairs", chosen, matcher=settings)
+
+
+PRESETS = {  # benchmark: (how its pairs are read, presets, set and number of pairs, thresholds)
+    "megadepth1500": (read_megadepth, MEGADEPTH, {"MegaDepth-1500": 1500}, metrics.AUC_THRESHOLDS_DEG),
+    "scannet1500": (read_scannet, SCANNET, {"ScanNet-1500": 1500}, metrics.AUC_THRESHOLDS_DEG),
+    "hpatches": (read_hpatches, HPATCHES, {"HPatches": NUM_PAIRS}, THRESHOLDS_PX),
+}
+
+
+def preset_plan(benchmark: str, root: str | Path, model: str, protocol: str | None = None) -> Plan:
+    """Plan a benchmark of `PRESETS` by a family's protocol.
+
+    Args:
+      root: folder of its data, see the readers.
+      protocol: "dkm", "loftr" or "superglue"; None: that of the model's family.
+    """
+    read, table, expected, thresholds = PRESETS[benchmark]
+    family = get_model(model).family
+    feed, settings, how = preset(table, protocol or _preset_name(table, family), family)
+    if family == "rootsift":
+        settings = {"long_side": None}
+    else:
+        settings = {**zeb.MATCHER, **(settings if family in zeb.DENSE_FAMILIES else {})}
+    (name,) = expected
+    return Plan(benchmark, read(root), [how], settings, {name: feed}, thresholds, expected)
+
+
+def _preset_name(table: Mapping[str, Any], family: str) -> str:
+    """The family's own preset where the benchmark has it, else LoFTR's."""
+    return PRESET_OF[family] if PRESET_OF[family] in table else "loftr"
 
 
 class OnDevice:
@@ -179,7 +211,7 @@ def evaluate(
             zeb.add_baselines(sets)
         results.append(
             document.method_result(
-                model if protocol.mapping == "corrected" else f"{model}, released mapping",
+                f"{model}, released mapping" if index and protocol.mapping == "released" else model,
                 published.MODELS.get(model),
                 sets,
                 plan.expected,

@@ -110,7 +110,8 @@ def threshold_rows(benchmark: str, results: Sequence[Mapping[str, Any]]) -> list
         star = "" if result["mean"]["complete"] else "*"
         for record in result["sets"]:
             counts = (str(record[key]) for key in ("num_pairs", "num_failures", "num_lost"))
-            cells = (f"{100 * auc:.2f}" for auc in record["auc"].values())
+            alone = star if len(result["sets"]) == 1 else ""
+            cells = (f"{100 * auc:.2f}{alone}" for auc in record["auc"].values())
             rows.append((f"> {result['method']}", record["set"], *counts, *cells))
         if len(result["sets"]) > 1:
             cells = (f"{100 * auc:.2f}{star}" for auc in result["mean"]["auc"].values())

@@ -17,7 +17,6 @@ import numpy as np
 from gim_jax import geometry
 from gim_jax.eval import metrics
 from gim_jax.eval.chunks import read_chunk, write_chunk
-from gim_jax.image import target_size
 from gim_jax.robust import estimate_homography, estimate_relative_pose
 
 
@@ -60,13 +59,15 @@ class Protocol:
       method: of `robust.POSE_METHODS` or `robust.HOMOGRAPHY_METHODS`.
       threshold_px: inlier distance in pixels of `frame`.
       confidence: of the estimator.
-      frame: keywords of `image.target_size`: the size of the images in which the threshold, and a homography's error,
-        count; {} for the stored one.
+      frame: see `frame_scale`: the size of the images in which the threshold, and a homography's error, count; none
+        for the stored one.
       mean_focal: True: the threshold is divided by the mean of all four focal lengths, as DKM's evaluation; False: by
         that of fx0, fy1, fx0, fy1, as GIM's and LoFTR's.
       repeats: runs of the estimator on shuffled matches, all errors pooled (DKM: 5); 1: the order as it is.
       max_matches: the most confident that are used, None for all.
       unit_px: of a homography's error: 480: errors are divided by the short side of image 1 over 480; None: px.
+      offset_px: with the released mapping of dense matchers, taken off the points in pixels of `frame` (DKM on
+        ScanNet: 0.5).
       mapping: from the fed image to the stored one: "corrected"; or "released": as GIM's evaluation does, by plain
         factors without the half pixel, dense matchers' by the size without padding although they saw the padding.
     """
@@ -80,6 +81,7 @@ class Protocol:
     repeats: int = 1
     max_matches: int | None = None
     unit_px: float | None = None
+    offset_px: float = 0.0
     mapping: str = "corrected"
 
 
@@ -143,12 +145,28 @@ def to_stored(kpts: np.ndarray, sizes: np.ndarray, mapping: str, dense: bool) ->
     return (kpts + 0.5) / fed * stored if dense else kpts * (stored / resized)
 
 
+def frame_scale(size: tuple[int, int], frame: Mapping[str, Any]) -> np.ndarray:
+    """Return the factors (x, y) from an image of `size` = (width, height) to its frame.
+
+    Args:
+      frame: {} for the image itself, {"long_side": px}, {"short_side": px} or {"exact": (width, height)}.
+    """
+    if "exact" in frame:
+        return np.divide(frame["exact"], size)
+    scale = 1.0
+    if "long_side" in frame:
+        scale = frame["long_side"] / max(size)
+    elif "short_side" in frame:
+        scale = frame["short_side"] / min(size)
+    return np.array([scale, scale])
+
+
 def measure_pose(kpts, sizes, pair: Pair, protocol: Protocol) -> dict[str, Any]:
     """Estimate the relative pose of a pair and compare: a row of `COLUMNS`."""
-    scales = [target_size(size, **dict(protocol.frame))[0] / size[0] for size in sizes]
+    scales = [frame_scale(size, dict(protocol.frame)) for size in sizes]
     focals = [np.diag(K)[:2] * scale for K, scale in zip((pair.K0, pair.K1), scales)]
     focal = np.mean(focals) if protocol.mean_focal else (focals[0][0] + focals[1][1]) / 2
-    kpts0, kpts1 = kpts
+    kpts0, kpts1 = (points - protocol.offset_px / scale for points, scale in zip(kpts, scales))
     pose = estimate_relative_pose(
         kpts0, kpts1, pair.K0, pair.K1, protocol.threshold_px, protocol.method, protocol.confidence, float(focal)
     )
@@ -179,7 +197,7 @@ def measure_pose(kpts, sizes, pair: Pair, protocol: Protocol) -> dict[str, Any]:
 
 def measure_homography(kpts, sizes, pair: Pair, protocol: Protocol) -> dict[str, Any]:
     """Estimate the homography of a pair and compare the corners of image 0: a row of `COLUMNS`."""
-    frames = [target_size(size, **dict(protocol.frame)) for size in sizes]
+    frames = [np.rint(frame_scale(size, dict(protocol.frame)) * size).astype(int) for size in sizes]
     kpts0, kpts1 = (
         geometry.scale_points(points, np.divide(frame, size)) for points, frame, size in zip(kpts, frames, sizes)
     )

@@ -102,14 +102,15 @@ def parse(
     for path in paths:
         if path not in sizes:
             sizes[path] = image_size(path)
-    _check_K("K0", K0, sizes[paths[0]])
-    _check_K("K1", K1, sizes[paths[1]])
-    _check_pose(T_0to1)
+    check_K("K0", K0, sizes[paths[0]])
+    check_K("K1", K1, sizes[paths[1]])
+    check_pose(T_0to1)
     where = (tokens[0], tokens[1], paths[0], paths[1])
     return Pair(*where, *turns, overlap, K0, K1, T_0to1, number, identifier=f"{tokens[0]}#{tokens[1]}")
 
 
-def _check_K(name: str, K: np.ndarray, size: tuple[int, int]) -> None:
+def check_K(name: str, K: np.ndarray, size: tuple[int, int]) -> None:
+    """Raise ValueError if K [3, 3] cannot be the intrinsics of an image of `size` = (width, height)."""
     if K[0, 0] <= 0 or K[1, 1] <= 0:
         raise ValueError(f"{name}: found focal lengths {K[0, 0]:g} {K[1, 1]:g}, expected positive ones")
     if K[1, 0] != 0 or (K[2] != [0, 0, 1]).any():
@@ -124,7 +125,8 @@ def _check_K(name: str, K: np.ndarray, size: tuple[int, int]) -> None:
         )
 
 
-def _check_pose(T: np.ndarray) -> None:
+def check_pose(T: np.ndarray) -> None:
+    """Raise ValueError if T [4, 4] is no rigid motion."""
     R = T[:3, :3]
     error = np.abs(R @ R.T - np.eye(3)).max()
     if error > ORTHONORMAL_TOLERANCE or np.linalg.det(R) < 0:

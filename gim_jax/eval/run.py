@@ -27,7 +27,7 @@ from gim_jax.config import config_hash
 from gim_jax.data.tfrecord import write_atomic
 from gim_jax.eval import document, metrics, statistics
 from gim_jax.eval.chunks import read_chunk, write_chunk
-from gim_jax.eval.measure import COLUMNS, Pair, Protocol, measure_chunk, precision
+from gim_jax.eval.measure import COLUMNS, Pair, Protocol, frame_scale, measure_chunk, precision
 from gim_jax.image import pad_bottom_right, read_image, resize, size_of, target_size
 
 CHUNK = 32  # pairs of a file: what is matched again at worst after a kill
@@ -58,7 +58,7 @@ class Feed:
     """What is done to an image of a set before a matcher gets it.
 
     Attributes:
-      resize: keywords of `image.target_size`.
+      resize: keywords of `image.target_size`; or `short_side`: that many pixels, the ratio kept, rounded.
       canvas: (width, height) to which the image is padded with zeros, None for no padding.
     """
 
@@ -68,7 +68,10 @@ class Feed:
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
         """Return the image to match, and the sizes (stored, resized, fed)."""
         stored = size_of(image)
-        size = target_size(stored, **dict(self.resize))
+        rule: dict[str, Any] = dict(self.resize)
+        if "short_side" in rule:
+            rule = {"exact": tuple(np.rint(frame_scale(stored, rule) * stored).astype(int).tolist())}
+        size = target_size(stored, **rule)
         image = resize(image, size)
         if self.canvas is not None:
             image = pad_bottom_right(image, tuple(np.maximum(size, self.canvas)))
