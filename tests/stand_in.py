@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax import numpy as jnp
 
 from gim_jax.train import loop
+from gim_jax.train.defaults import defaults
 from tests.pairs import data_config
 
 META = {"model": "stand_in", "config": {"width": 8}}
@@ -50,34 +51,12 @@ def objective(module, variables, batch, rng, train):
 
 def make_config(records, num_steps=12, **changes) -> ml_collections.ConfigDict:
     """Make a small configuration; `changes` are dotted names with `__` for the dot."""
-    config = ml_collections.ConfigDict(
-        dict(
-            seed=3,
-            num_steps=num_steps,
-            batch_size=8,
-            log_every=1,
-            checkpoint_every=4,
-            keep_checkpoints=2,
-            eval_every=0,
-            init_weights="",
-            data=data_config(records, size=(32, 24), num_threads=1),
-            eval=dict(records=str(records), split="train", num_batches=2),
-            optim=dict(
-                lr=0.02,
-                min_lr=0.002,
-                warmup_steps=2,
-                warmup_ratio=0.1,
-                decay="linear",
-                weight_decay=0.1,
-                b1=0.9,
-                b2=0.999,
-                clip_norm=0.5,
-                lr_multipliers=(),
-                ema_decay=0.0,
-            ),
-            mesh=dict(fsdp=1, fsdp_min_size=64),
-        )
-    )
+    config = defaults()
+    config.update(seed=3, num_steps=num_steps, batch_size=8, log_every=1, checkpoint_every=4)
+    config.data = data_config(records, size=(32, 24), num_threads=1)
+    config.eval.update(records=str(records), split="train", num_batches=2)
+    config.optim.update(lr=0.02, min_lr=0.002, warmup_steps=2, weight_decay=0.1)
+    config.mesh.update(fsdp_min_size=64)
     for name, value in changes.items():
         *parents, leaf = name.split("__")
         node = config

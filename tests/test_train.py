@@ -199,7 +199,7 @@ def test_training_starts_from_given_weights(folder, undisturbed, tmp_path):
 
 def test_learning_rate_follows_gims_formula():
     optim = stand_in.make_config("x", optim__lr=1e-3, optim__min_lr=5e-5, optim__warmup_steps=100).optim
-    schedule = state.make_schedule(optim, 1000)
+    schedule = state.make_schedule(optim, 1000, 8)
     for s in (0, 37, 99, 100, 555, 1000):
         if s < 100:  # gim trainer: a tenth of lr, rising to lr in the warm-up
             expected = 0.1 * 1e-3 + s / 100 * 0.9 * 1e-3
@@ -211,8 +211,17 @@ def test_learning_rate_follows_gims_formula():
 
 def test_cosine_schedule_ends_at_the_minimum_and_is_half_way_in_the_middle():
     changes = dict(optim__decay="cosine", optim__lr=1.0, optim__min_lr=0.2, optim__warmup_steps=10)
-    schedule = state.make_schedule(stand_in.make_config("x", **changes).optim, 110)
+    schedule = state.make_schedule(stand_in.make_config("x", **changes).optim, 110, 8)
     np.testing.assert_allclose([schedule(10), schedule(60), schedule(110)], [1.0, 0.6, 0.2], rtol=1e-5)
+
+
+def test_stepped_learning_rate_follows_loftrs_recipe():
+    # TRUE_LR = 8e-3 * batch / 64; linear from a tenth of it; halved at every boundary.
+    changes = dict(optim__decay="steps", optim__lr=8e-3, optim__warmup_steps=10, optim__decay_at=(40, 60))
+    optim = stand_in.make_config("x", optim__lr_scaling="linear", **changes).optim
+    schedule = state.make_schedule(optim, 100, 16)
+    expected = {0: 2e-4, 5: 1.1e-3, 10: 2e-3, 39: 2e-3, 41: 1e-3, 61: 5e-4, 99: 5e-4}
+    np.testing.assert_allclose([schedule(s) for s in expected], list(expected.values()), rtol=1e-5)
 
 
 def test_learning_rate_multiplier_scales_the_update_of_matching_parameters_alone():
@@ -221,12 +230,12 @@ def test_learning_rate_multiplier_scales_the_update_of_matching_parameters_alone
     updates = []
     for multipliers in ((), (("^encode/", 0.25),)):
         optim = stand_in.make_config("x", optim__lr_multipliers=multipliers).optim
-        tx, _ = state.make_optimizer(optim, 100)
+        tx, _ = state.make_optimizer(optim, 100, 8)
         updates.append(tx.update(grads, tx.init(params), params)[0])
     plain, scaled = updates
     np.testing.assert_allclose(scaled["encode"]["kernel"], 0.25 * plain["encode"]["kernel"], rtol=1e-6)
     np.testing.assert_array_equal(scaled["head"]["kernel"], plain["head"]["kernel"])
-    tx, _ = state.make_optimizer(stand_in.make_config("x", optim__lr_multipliers=(("backbon/", 0.1),)).optim, 100)
+    tx, _ = state.make_optimizer(stand_in.make_config("x", optim__lr_multipliers=(("backbon/", 0.1),)).optim, 100, 8)
     with pytest.raises(ValueError, match=r"'backbon/' matches no parameter, such as encode/kernel"):
         tx.update(grads, tx.init(params), params)
 
@@ -234,7 +243,7 @@ def test_learning_rate_multiplier_scales_the_update_of_matching_parameters_alone
 def test_first_update_is_adamw_with_clipping_by_hand():
     # Adam's first update is lr * sign(g); decoupled decay adds lr * wd * p, for every parameter.
     optim = stand_in.make_config("x", optim__warmup_steps=0, optim__lr=0.5, optim__weight_decay=0.1).optim
-    tx, _ = state.make_optimizer(optim, 100)
+    tx, _ = state.make_optimizer(optim, 100, 8)
     params = {"a": np.array([2.0, -4.0], np.float32)}
     update, _ = tx.update({"a": np.array([30.0, -40.0], np.float32)}, tx.init(params), params)
     np.testing.assert_allclose(update["a"], [-0.5 * (1 + 0.2), 0.5 * (1 + 0.4)], rtol=1e-4)
@@ -244,7 +253,7 @@ def test_averaged_parameters_follow_the_closed_form(folder, tmp_path):
     # With decay 0.5: after one step ema = (p0 + p1) / 2, so p1 = 2 ema - p0.
     config = stand_in.make_config(folder, 1, optim__warmup_steps=0)
     stand_in.train(config, tmp_path / "plain")
-    tx, _ = state.make_optimizer(config.optim, 1)
+    tx, _ = state.make_optimizer(config.optim, 1, 8)
     init = state.make_init(stand_in.StandIn(), 1, tx, False)
     before = jax.jit(init)(jax.random.key(config.seed)).params
     config.optim.ema_decay = 0.5
@@ -321,7 +330,7 @@ def test_folder_of_another_experiment_is_refused_by_the_setting(folder, undistur
         ({"batch_size": 12}, r"batch_size: found 12, expected a multiple of 8 devices"),
         ({"num_steps": 0}, r"num_steps: found 0, expected 1 or more"),
         ({"optim__warmup_steps": 12}, r"optim\.warmup_steps: found 12, expected 0 to 11"),
-        ({"optim__decay": "step"}, r"optim\.decay: found 'step', expected one of linear, cosine, constant"),
+        ({"optim__decay": "step"}, r"optim\.decay: found 'step', expected one of linear, cosine, constant, steps"),
         ({"eval_every": 2, "eval__records": ""}, r"eval\.records: found ''"),
         ({"init_weights": "/nowhere.safetensors"}, r"/nowhere\.safetensors: no such file"),
         ({"data__augment": {"rotation": 3}}, r"data\.augment: .*rotation"),

@@ -74,7 +74,7 @@ class Positions(nn.Module):
 
     def setup(self):
         half = self.config.dim // self.config.num_heads // 2
-        self.Wr = nn.Dense(half, use_bias=False, kernel_init=nn.initializers.normal(1.0))
+        self.Wr = nn.Dense(half, use_bias=False, kernel_init=nn.initializers.normal(1.0), precision="highest")
 
     def __call__(self, places):
         angles = self.Wr(places)
@@ -169,7 +169,7 @@ class Assignment(nn.Module):
 
     def setup(self):
         self.final_proj = nn.Dense(self.config.dim, dtype=self.config.dtype)
-        self.matchability = nn.Dense(1)
+        self.matchability = nn.Dense(1, precision="highest")
 
     def project(self, x):
         """[B, N, dim] -> projected descriptors [B, N, dim], logits of being matchable [B, N]."""
@@ -193,7 +193,7 @@ class TokenConfidence(nn.Module):
     """Logits [B, N] of a point's match being final."""
 
     def setup(self):
-        self.token = [nn.Dense(1)]
+        self.token = [nn.Dense(1, precision="highest")]
 
     def __call__(self, x):
         return self.token[0](jax.lax.stop_gradient(x).astype(jnp.float32))[..., 0]

@@ -54,15 +54,15 @@ CONFIGS = {
 
 
 class KeypointEncoder(nn.Module):
-    """Encode places and scores [B, N, 3] as vectors [B, N, dim]."""
+    """Encode places and scores [B, N, 3] as vectors [B, N, dim], in float32: bfloat16 knows places to 4 px only."""
 
     config: SuperGlueConfig
 
     def setup(self):
-        dtype, layers = self.config.dtype, []
+        layers = []
         for size in self.config.keypoint_encoder:
-            layers += [nn.Dense(size, dtype=dtype), nn.BatchNorm(momentum=0.9, epsilon=1e-5, dtype=dtype), nn.relu]
-        self.encoder = [*layers, nn.Dense(self.config.dim, dtype=dtype)]
+            layers += [nn.Dense(size, precision="highest"), nn.BatchNorm(momentum=0.9, epsilon=1e-5), nn.relu]
+        self.encoder = [*layers, nn.Dense(self.config.dim, precision="highest")]
 
     def __call__(self, x, mask, train: bool):
         return sequence(self.encoder, x, mask, train)

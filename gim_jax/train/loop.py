@@ -8,6 +8,7 @@ the timer together.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -28,6 +29,7 @@ from gim_jax.data.tfrecord import write_atomic
 from gim_jax.models import get_model
 from gim_jax.train import sharding
 from gim_jax.train.checkpoints import Checkpoints, StopSignal
+from gim_jax.train.kinds import Settings
 from gim_jax.train.state import abstract_state, make_init, make_optimizer, shardings_of
 from gim_jax.train.step import make_eval_step, make_train_step
 from gim_jax.train.writers import Writers
@@ -53,7 +55,11 @@ def train(config: Any, workdir: str | Path, progress: Progress | None = None) ->
     channels = getattr(model_config, "in_channels", info.channels)
     if config.data.channels != channels:
         raise ValueError(f"data.channels: found {config.data.channels}, expected {channels} for {info.name}")
-    return run(config, workdir, info.network(model_config), OBJECTIVES[info.family], meta, progress)
+    if getattr(model_config, "match_type", "dual_softmax") != "dual_softmax":
+        raise ValueError(f"model.match_type: found {model_config.match_type!r}, expected 'dual_softmax' for training")
+    settings = replace(Settings(), config.objective.to_dict(), "config.objective")
+    objective = functools.partial(OBJECTIVES[info.family], settings=settings)
+    return run(config, workdir, info.network(model_config), objective, meta, progress)
 
 
 def run(
@@ -102,7 +108,7 @@ def run(
         data = config.data.to_dict() | {"records": config.eval.records, "split": config.eval.split, "weights": ()}
         data["augment"] = data["augment"] | {"enabled": False}
         validation = Batches(ml_collections.ConfigDict(data), config.seed, config.batch_size, *hosts)
-    tx, schedule = make_optimizer(config.optim, config.num_steps)
+    tx, schedule = make_optimizer(config.optim, config.num_steps, config.batch_size)
     init = make_init(module, config.data.channels, tx, config.optim.ema_decay > 0)
     abstract = abstract_state(init, mesh, config.mesh.fsdp_min_size)
     train_step = make_train_step(objective, module, tx, schedule, config.seed, config.optim.ema_decay, mesh, abstract)

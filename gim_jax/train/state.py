@@ -42,36 +42,45 @@ class TrainState:
         return {"params": params, "batch_stats": self.batch_stats} if self.batch_stats else {"params": params}
 
 
-def make_schedule(optim: Any, num_steps: int) -> optax.Schedule:
+def make_schedule(optim: Any, num_steps: int, batch_size: int) -> optax.Schedule:
     """Make the learning rate: linear warm-up from `warmup_ratio * lr`, then decay to `min_lr` at `num_steps`.
 
-    Step s < warm-up: lr (r + (1 - r) s / warm-up), then linear in s, as in gim's trainer, or half a cosine.
+    Step s < warm-up: lr (r + (1 - r) s / warm-up), then linear in s, as in gim's trainer, half a cosine, or times
+    `decay_rate` at every step of `decay_at`. With `lr_scaling` all of it is times (batch_size / canonical_batch), as
+    LoFTR has it, or its square root.
     """
     warmup = optim.warmup_steps
     if not 0 <= warmup < num_steps:
         raise ValueError(f"optim.warmup_steps: found {warmup}, expected 0 to {num_steps - 1} (num_steps - 1)")
+    scalings = {"none": 1.0, "linear": batch_size / optim.canonical_batch}
+    scalings["sqrt"] = scalings["linear"] ** 0.5
+    if optim.lr_scaling not in scalings:
+        raise ValueError(f"optim.lr_scaling: found {optim.lr_scaling!r}, expected one of {', '.join(scalings)}")
+    lr, min_lr = (value * scalings[optim.lr_scaling] for value in (optim.lr, optim.min_lr))
+    at = {max(step - warmup, 0): optim.decay_rate for step in optim.decay_at}
     decays = {
-        "linear": optax.linear_schedule(optim.lr, optim.min_lr, num_steps - warmup),
-        "cosine": optax.cosine_decay_schedule(optim.lr, num_steps - warmup, optim.min_lr / optim.lr),
-        "constant": optax.constant_schedule(optim.lr),
+        "linear": optax.linear_schedule(lr, min_lr, num_steps - warmup),
+        "cosine": optax.cosine_decay_schedule(lr, num_steps - warmup, min_lr / lr),
+        "constant": optax.constant_schedule(lr),
+        "steps": optax.piecewise_constant_schedule(lr, at),
     }
     if optim.decay not in decays:
         raise ValueError(f"optim.decay: found {optim.decay!r}, expected one of {', '.join(decays)}")
-    rise = optax.linear_schedule(optim.warmup_ratio * optim.lr, optim.lr, max(warmup, 1))
+    rise = optax.linear_schedule(optim.warmup_ratio * lr, lr, max(warmup, 1))
     return optax.join_schedules([rise, decays[optim.decay]], [warmup])
 
 
-def make_optimizer(optim: Any, num_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def make_optimizer(optim: Any, num_steps: int, batch_size: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Make the optimiser and its learning rate.
 
     Args:
-      optim: `config.optim` with lr, min_lr, warmup_steps, warmup_ratio, decay, weight_decay (decoupled, on all
+      optim: `config.optim` with what `make_schedule` reads, weight_decay (decoupled, on all
         parameters, as torch's AdamW has it), b1, b2, clip_norm (of the global gradient, 0 = off), lr_multipliers
         (pairs of a regular expression for parameter paths such as "^backbone/" and a factor; the first that
         matches counts) and ema_decay (0 = off).
-      num_steps: length of the schedule.
+      num_steps: length of the schedule. batch_size: global.
     """
-    schedule = make_schedule(optim, num_steps)
+    schedule = make_schedule(optim, num_steps, batch_size)
     parts = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm > 0 else []
     parts.append(optax.adamw(schedule, b1=optim.b1, b2=optim.b2, eps=1e-8, weight_decay=optim.weight_decay))
     if optim.lr_multipliers:
