@@ -193,7 +193,8 @@ def _steady(sums: np.ndarray, num: int) -> np.ndarray:
     joined = cv2.morphologyEx(steady.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8))
     _, component, stats, _ = cv2.connectedComponentsWithStats(joined)
     big = (stats[:, cv2.CC_STAT_AREA] >= MIN_OVERLAY_PX) & (np.arange(len(stats)) > 0)
-    return cv2.dilate(big[np.asarray(component)].astype(np.uint8), np.ones((2 * SMEAR_PX + 1,) * 2, np.uint8)).astype(bool)
+    found = big[component.astype(int)].astype(np.uint8)
+    return cv2.dilate(found, np.ones((2 * SMEAR_PX + 1,) * 2, np.uint8)).astype(bool)
 
 
 def save(path: Path, found: Scan) -> None:

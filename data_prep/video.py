@@ -40,7 +40,7 @@ class VideoInfo:
 
 def probe(path: str | Path) -> VideoInfo:
     """Check that a file is a video and describe it. Raises ValueError naming the file otherwise."""
-    with _open(path) as container:
+    with open_video(path) as container:
         stream = container.streams.video[0]
         rate = stream.average_rate or stream.guessed_rate
         duration = stream.duration * stream.time_base if stream.duration and stream.time_base else None
@@ -66,7 +66,7 @@ def decode(path: str | Path, notes: list[str]) -> Iterator[tuple[int, float, av.
       notes: receives a line where decoding ended early, or where the size changes, which ends it; what came is good.
     """
     index, size = -1, None
-    with _open(path) as container:
+    with open_video(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         rate = float(stream.average_rate or stream.guessed_rate or 25)
@@ -127,7 +127,8 @@ def sample_frames(
         yield Frame(index, time_s, rgb, int(np.searchsorted(scenes, index, side="right")))
 
 
-def _open(path: str | Path):
+def open_video(path: str | Path):
+    """Open a file as a video, with its first video stream to be decoded. Raises ValueError naming the file."""
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path}: no such file")
