@@ -47,19 +47,21 @@ def keypoint_objective(module, variables: dict, batch: dict, rng, train: bool, s
         everywhere = jnp.broadcast_to(posed[:, None], mask.shape)
         labels = supervision.label_by_depth(
             corner_convention(supervision_of(batch)),
-            *kpts,
+            kpts[0],
+            kpts[1],
             everywhere,
             everywhere,
             settings.positive_px,
             settings.negative_px,
         )
+        weight, final = settings.balancing, answers[-1][0]
         if len(answers) == 1:  # SuperGlue
-            by_depth = losses.assignment_nll(answers[0][0], *labels, settings.balancing)["nll"]
+            by_depth = losses.assignment_nll(final, labels[0], labels[1], weight)["nll"]
         else:
-            by_depth = losses.lightglue_loss(answers, *labels, everywhere, everywhere, settings.balancing)["total"]
-        mixed = losses.mix(by_depth, losses.diagonal_nll(answers[-1][0], mask), posed)
+            by_depth = losses.lightglue_loss(answers, labels[0], labels[1], everywhere, everywhere, weight)["total"]
+        mixed = losses.mix(by_depth, losses.diagonal_nll(final, mask), posed)
         loss = mixed["total"]
-        matches, _, scores, _ = mutual_matches(answers[-1][0][:, :-1, :-1], module.config.threshold)
+        matches, _, scores, _ = mutual_matches(final[:, :-1, :-1], module.config.threshold)
         out = {"matches0": matches, "scores0": scores}
         extra = {"loss_posed": mixed["posed"], "loss_video": mixed["video"]}
         want = jnp.where(posed[:, None], labels[0], jnp.where(mask, jnp.arange(mask.shape[1]), -1))

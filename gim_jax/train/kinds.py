@@ -9,6 +9,7 @@ video pairs alone has none of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax import numpy as jnp
@@ -66,7 +67,7 @@ def corner_convention(batch: dict) -> dict:
     return batch | moved | {"Hq_aug": jnp.einsum("bij,jk->bik", moved["Hq_aug"], back, precision="highest")}
 
 
-def mix(batch: dict, posed: jax.Array, video: jax.Array) -> jax.Array:
+def mix(batch: dict, posed: Any, video: Any) -> jax.Array:
     """Weigh the losses of the two kinds by their share of the batch: each pair counts the same (GIM)."""
     share = batch["posed"].astype(jnp.float32).mean()
     return share * posed + (1 - share) * video
