@@ -61,9 +61,14 @@ class LastConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (DIM + 1,))
         if places is None:
             scores = jax.lax.conv_general_dilated(
-                x, kernel[..., DIM:], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                x,
+                kernel[..., DIM:],
+                (1, 1),
+                "SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                preferred_element_type=jnp.float32,
             )
-            return scores[..., 0].astype(jnp.float32) + bias[DIM]
+            return scores[..., 0] + bias[DIM]
         windows = gather_windows(x, places, WINDOW)
         kernel = kernel[..., :DIM].reshape(-1, x.shape[-1], DIM)
         desc = jnp.einsum("bkwc,wcd->bkd", windows, kernel, preferred_element_type=jnp.float32)

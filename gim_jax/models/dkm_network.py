@@ -179,7 +179,7 @@ class ConvRefiner(nn.Module):
         self.disp_emb = pointwise(2, self.disp_dim, self.dtype)
         self.block1 = block(self.features, self.dtype)
         self.hidden_blocks = [block(self.features, self.dtype) for _ in range(self.num_hidden)]
-        self.out_conv = pointwise(self.features, 3)
+        self.out_conv = pointwise(self.features, 3, precision="highest")
 
     def __call__(self, feat0, feat1, flow, train: bool = False):
         """[B, H, W, C] twice and flow [B, H, W, 2] -> displacement [B, H, W, 2] (unscaled), certainty change
@@ -241,7 +241,7 @@ class EmbeddingDecoder(nn.Module):
         self.rrb_d = {s: ResidualBlock(c.feat_dim + c.gp_dim, c.context_dim, c.dtype) for s in scales}
         self.cab = {s: ChannelAttention(c.context_dim, c.dtype) for s in scales}
         self.rrb_u = {s: ResidualBlock(c.context_dim, c.context_dim, c.dtype) for s in scales}
-        self.terminal_module = {s: pointwise(c.context_dim, 3) for s in scales}
+        self.terminal_module = {s: pointwise(c.context_dim, 3, precision="highest") for s in scales}
 
     def __call__(self, gp, features, context, scale: str, train: bool):
         """Decode one scale: [B, H, W, 3] float32 (certainty, flow x, flow y), and the context for the next."""

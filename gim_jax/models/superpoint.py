@@ -90,13 +90,15 @@ class SuperPoint(nn.Module):
         dtype = self.config.dtype
         if self.config.open:
             self.backbone = [[Block(c, 3, True, dtype), Block(c, 3, True, dtype)] for c in CHANNELS]
-            self.detector = [Block(256, 3, True, dtype), Block(65, 1, False, dtype)]
-            self.descriptor = [Block(256, 3, True, dtype), Block(256, 1, False, dtype)]
+            self.detector = [Block(256, 3, True, dtype), Block(65, 1, False, "float32")]
+            self.descriptor = [Block(256, 3, True, dtype), Block(256, 1, False, "float32")]
             return
         plan = [(f"conv{i + 1}{ab}", c, 3) for i, c in enumerate(CHANNELS) for ab in "ab"]
         plan += [("convPa", 256, 3), ("convPb", 65, 1), ("convDa", 256, 3), ("convDb", 256, 1)]
         for name, features, window in plan:
-            setattr(self, name, nn.Conv(features, (window,) * 2, padding=window // 2, dtype=dtype))
+            head = window == 1  # scores and descriptors: equal ones, as bfloat16 makes them, would all be kept
+            kind = "float32" if head else dtype
+            setattr(self, name, nn.Conv(features, (window,) * 2, padding=window // 2, dtype=kind))
 
     def layers(self):
         """Encoder stages, detector and descriptor heads: lists of functions."""
