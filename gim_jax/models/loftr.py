@@ -22,6 +22,7 @@ from gim_jax.ops.sampling import gather_windows
 
 COARSE = 8  # px per coarse cell
 FINE = 2  # px per fine cell
+FINE_CHUNK = 256  # matches per pair that `match` refines at a time
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,25 @@ class LoFTR(nn.Module):
         x0, x1 = self.loftr_fine(*(w.reshape(-1, *shape[2:]) for w in windows))
         return x0.reshape(shape), x1.reshape(shape)
 
+    def offsets(self, features: dict, cells0: jax.Array, cells1: jax.Array) -> jax.Array:
+        """Locate the centres of cells0 in the fine windows of cells1: [B, K, 2] (x, y), +-1 = border of the window."""
+        windows0, windows1 = self.refine(features, cells0, cells1)
+        return fine_offset(windows0[:, :, windows0.shape[2] // 2], windows1)[..., :2]
+
+    def _offsets_of_found(self, features: dict, found: dict) -> jax.Array:
+        """Compute `offsets` piece by piece and only as far as there are matches, which come first."""
+        module, variables = self.unbind()  # flax modules cannot be called in the control flow of jax
+
+        def piece(part):
+            cells0, cells1, mask = part
+            return jax.lax.cond(
+                mask.any(),
+                lambda: module.apply(variables, features, cells0, cells1, method="offsets"),
+                lambda: jnp.zeros((*mask.shape, 2), jnp.float32),
+            )
+
+        return assignment.map_rows(piece, (found["cells0"], found["cells1"], found["mask"]), FINE_CHUNK)
+
     def _windows(self, features: dict, cells: jax.Array, side: int) -> jax.Array:
         """Cut the windows of one image, before the transformer."""
         coarse, fine = features[f"coarse{side}"], features[f"fine{side}"]
@@ -261,8 +281,10 @@ class LoFTR(nn.Module):
         """Match features of `encode`; see `match`."""
         bin_score = self.coarse_matching() if self.config.match_type == "sinkhorn" else None
         found = coarse_matches(self.config, features, mask0, mask1, bin_score)
-        windows0, windows1 = self.refine(features, found["cells0"], found["cells1"])
-        offset = fine_offset(windows0[:, :, windows0.shape[2] // 2], windows1)[..., :2]
+        if self.is_initializing():
+            offset = self.offsets(features, found["cells0"], found["cells1"])
+        else:
+            offset = self._offsets_of_found(features, found)
         width0, width1 = features["coarse0"].shape[2], features["coarse1"].shape[2]
         kpts0, kpts1 = cell_points(found["cells0"], width0), cell_points(found["cells1"], width1)
         kpts1 = kpts1 + offset * (self.config.fine_window_size // 2 * FINE)
@@ -346,12 +368,13 @@ def fine_offset(query: jax.Array, windows: jax.Array) -> jax.Array:
       [..., 3] float32: x, y in [-1, 1] of the window, and the sum of both standard deviations.
     """
     query, windows = at_least_float32(query), at_least_float32(windows)
-    heat = jax.nn.softmax(jnp.einsum("...c,...wc->...w", query, windows) / query.shape[-1] ** 0.5, axis=-1)
+    products = jnp.einsum("...c,...wc->...w", query, windows, precision="highest")
+    heat = jax.nn.softmax(products / query.shape[-1] ** 0.5, axis=-1)
     size = round(windows.shape[-2] ** 0.5)
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     grid = jnp.asarray(np.stack([np.tile(axis, size), np.repeat(axis, size)], -1))
-    mean = heat @ grid
-    var = heat @ grid**2 - mean**2
+    mean = jnp.matmul(heat, grid, precision="highest")
+    var = jnp.matmul(heat, grid**2, precision="highest") - mean**2
     std = jnp.sqrt(jnp.maximum(var, 1e-10)).sum(-1, keepdims=True)
     return jnp.concatenate([mean, std], -1)
 
