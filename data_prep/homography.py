@@ -34,7 +34,7 @@ def read_view(path: object, long_side: int) -> View:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.homography", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m data_prep.homography", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("images", type=Path, help="folder, searched with all folders in it")
     parser.add_argument("--out", type=Path, required=True, help="gets scenes/ and records/")
     parser.add_argument("--long-side", type=int, default=1024, help="px; larger images are made smaller")

@@ -38,7 +38,7 @@ def read_depth(path: Path) -> np.ndarray:
             data = file["depth"]
             if not isinstance(data, h5py.Dataset) or data.ndim != 2 or data.dtype.kind != "f" or data.external:
                 raise ValueError(f"{what}: 'depth': expected a matrix of floating-point numbers")
-            if data.size > MAX_DEPTH_PIXELS:
+            if int(np.prod(data.shape)) > MAX_DEPTH_PIXELS:
                 raise ValueError(f"{what}: {data.shape}, expected at most {MAX_DEPTH_PIXELS} px")
             return np.asarray(data, np.float32)
     except OSError as error:
@@ -84,7 +84,7 @@ def read_view(root: Path, info: dict, long_side: int, number: int) -> View:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.megadepth", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m data_prep.megadepth", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("root", type=Path)
     parser.add_argument("--index", type=Path, required=True, help="folder of scene_info *.npz or *.npy")
     parser.add_argument("--out", type=Path, required=True, help="gets scenes/, one file per scene, and records/")

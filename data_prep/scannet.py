@@ -64,7 +64,7 @@ def pairs_by_scene(info: dict, path: Path, low: float, high: float, step: int) -
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.scannet", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m data_prep.scannet", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("root", type=Path, help="folder of the scans sceneXXXX_YY")
     parser.add_argument("--index", type=Path, required=True, help="folder with intrinsics.npz and the pair lists")
     parser.add_argument("--out", type=Path, required=True, help="gets scenes/, one file per scan, and records/")

@@ -272,7 +272,8 @@ def make_sample(
     """
     points, maps = record.correspondences.astype(np.float64), ()
     if record.posed:
-        maps = tuple(decode_depth(d, *r) for d, r in zip((record.depth0, record.depth1), record.depth_ranges))
+        (near0, far0), (near1, far1) = record.depth_ranges
+        maps = decode_depth(record.depth0, near0, far0), decode_depth(record.depth1, near1, far1)
         points = depth_matches(rng, maps, (record.K0, record.K1), record.T_0to1, NUM_DRAWN * max_matches)
     if len(points) < max(min_matches, 1):
         raise TooFewMatchesError(f"found {len(points)} correspondences, expected at least {max(min_matches, 1)}")
@@ -333,5 +334,5 @@ def make_sample(
         sample["Hq_aug"] = np.eye(3, dtype=np.float32) if warp is None else (warp / warp[2, 2]).astype(np.float32)
         sample["T_0to1"] = (record.T_0to1 if record.posed else np.eye(4)).astype(np.float32)
         sample["imsize1"] = np.array(geometry[1].valid[::-1], np.int32)
-        sample["posed"], sample["depth_complete"] = np.bool_(record.posed), np.bool_(record.depth_complete)
+        sample["posed"], sample["depth_complete"] = np.array(record.posed), np.array(bool(record.depth_complete))
     return sample

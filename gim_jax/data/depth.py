@@ -65,7 +65,7 @@ def depth_matches(
         kpts1 = projected[:, :2] / projected[:, 2:]
         nearest = np.rint(np.where(moved[:, 2:] > 0, kpts1, -1))
     height, width = depths[1].shape
-    seen = ((nearest >= 0) & (nearest < (width, height))).all(1)
+    seen = np.all((nearest >= 0) & (nearest < (width, height)), axis=1)
     x, y = np.where(seen[:, None], nearest, 0).astype(int).T
     there = depths[1][y, x]
     seen &= (there > 0) & (np.abs(there - moved[:, 2]) < tolerance * there)

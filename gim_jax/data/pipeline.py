@@ -99,7 +99,8 @@ class Batches:
             # the rows of a global batch are in one order on any number of hosts.
             step, row = divmod(position, batch_size)
             position = step * batch_size + row % shard_count * share + row // shard_count
-            return self._sample(position, mixed[position])
+            key: Any = mixed[position]
+            return self._sample(position, key)
 
         self._iterator = grain.experimental.ElasticIterator(
             grain.MapDataset.range(sys.maxsize).map(element),
