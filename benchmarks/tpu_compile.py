@@ -9,6 +9,7 @@ an objective on a slice of chips; bfloat16 with float32 islands. The figures are
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -25,15 +26,16 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 
 from gim_jax import export
+from gim_jax.cli.models import format_table
 from gim_jax.config import load_config, replace
 from gim_jax.models import get_model, in_dtype
 from gim_jax.train import sharding
+from gim_jax.train.kinds import Settings
 from gim_jax.train.objectives import OBJECTIVES
 from gim_jax.train.state import abstract_state, make_init, make_optimizer
 from gim_jax.train.step import make_train_step
 
 GIB = 2**30
-HBM_GIB = 16  # of a v5e chip, cloud.google.com/tpu/docs/v5e
 ZEB = (1600, 1216)  # 1600x1200 in its bucket: the largest of ZEB
 INFERENCE = {  # model: (width, height) px of both images
     "superglue_indoor": (640, 512),
@@ -80,7 +82,9 @@ def training(name: str, dtype: str, topology: str):
     init = make_init(module, config.data.channels, tx, config.optim.ema_decay > 0)
     state = abstract_state(init, mesh, config.mesh.fsdp_min_size)
     args = config.seed, config.optim.ema_decay, mesh, state
-    step = make_train_step(OBJECTIVES[info.family], module, tx, schedule, *args)
+    settings = replace(Settings(), config.objective.to_dict(), "config.objective")
+    objective = functools.partial(OBJECTIVES[info.family], settings=settings)
+    step = make_train_step(objective, module, tx, schedule, *args)
     (width, height), pairs, points = config.data.size, len(chips), config.data.max_matches
     shapes = {
         **{key: ((pairs, height, width, config.data.channels), np.uint8) for key in ("image0", "image1")},
@@ -93,27 +97,35 @@ def training(name: str, dtype: str, topology: str):
     return step.trace(state, batch)
 
 
-def measure(traced) -> dict[str, float]:
+COLUMNS = {  # heading: figure of `measure` and its form
+    "HBM GiB": ("hbm_gib", ".2f"),
+    "arguments": ("arguments_gib", ".2f"),
+    "temporaries": ("temporaries_gib", ".2f"),
+    "output": ("output_gib", ".4f"),
+    "TFLOP": ("tflop", ".2f"),
+    "GB moved": ("gbyte", ".0f"),
+    "optimal ms": ("optimal_ms", ".1f"),
+    "compiled in s": ("compile_s", ".0f"),
+}
+
+
+def measure(traced) -> dict[str, float | None]:
     """Compile and read the compiler's figures, per chip."""
     start = time.monotonic()
     compiled = traced.lower().compile()
     seconds = time.monotonic() - start
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    output = memory.output_size_in_bytes - memory.alias_size_in_bytes  # donated arguments become outputs
+    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes + output + memory.generated_code_size_in_bytes
+    optimal = cost["optimal_seconds"] * 1e3
     return {
+        "hbm_gib": total / GIB,
         "arguments_gib": memory.argument_size_in_bytes / GIB,
         "temporaries_gib": memory.temp_size_in_bytes / GIB,
-        "output_gib": (memory.output_size_in_bytes - memory.alias_size_in_bytes) / GIB,
-        "hbm_gib": (
-            memory.argument_size_in_bytes
-            + memory.temp_size_in_bytes
-            + memory.output_size_in_bytes
-            - memory.alias_size_in_bytes
-            + memory.generated_code_size_in_bytes
-        )
-        / GIB,
+        "output_gib": output / GIB,
         "tflop": cost["flops"] / 1e12,
         "gbyte": cost["bytes accessed"] / 1e9,
-        "optimal_ms": cost["optimal_seconds"] * 1e3,
+        "optimal_ms": optimal if optimal > 0 else None,  # the compiler counts -1 s where it has no estimate
         "compile_s": seconds,
     }
 
@@ -136,25 +148,31 @@ def main() -> int:
     parser.add_argument("--only", choices=("inference", "training"))
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
+    unknown = set(args.names) - INFERENCE.keys()
+    if unknown:
+        parser.error(f"no such model here: {', '.join(sorted(unknown))}")
     jax.config.update("jax_exec_time_optimization_effort", args.effort)
     try:
         topologies.get_topology_desc(args.topology, "tpu")
     except RuntimeError as error:
-        print(f'no TPU compiler: {error}; pip install -e ".[tpu-compile]"', file=sys.stderr)
-        return 2
+        print(f'skipped, no TPU compiler: {error}; pip install -e ".[tpu-compile]"')
+        return 0
     jobs = [
         (kind, name, args.topology if kind == "inference" else args.train_topology)
         for kind, table in (("inference", INFERENCE), ("training", TRAINING))
         for name in table
         if name in (args.names or table) and args.only in (None, kind)
     ]
-    results, worst = [], 0.0
+    results = []
+    table = [("step", "network", "for", *COLUMNS)]
     for kind, name, topology in jobs:
         row = {"kind": kind, "name": name, "topology": topology, "dtype": args.dtype}
         row |= measure({"inference": inference, "training": training}[kind](name, args.dtype, topology))
-        print(" ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
         results.append(row)
-        worst = max(worst, row["hbm_gib"])
+        figures = ("-" if row[key] is None else format(row[key], form) for key, form in COLUMNS.values())
+        table.append((kind, name, topology, *figures))
+        print("  ".join(f"{key} {text}" for key, text in zip(table[0], table[-1])), flush=True)
+    print(f"\n{args.dtype}, jax {jax.__version__}, compiler's effort {args.effort:g}; per chip\n{format_table(table)}")
     if args.json:
         Path(args.json).write_text(json.dumps(results, indent=1))
     return 0
