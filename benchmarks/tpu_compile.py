@@ -78,7 +78,7 @@ def training(name: str, dtype: str, topology: str):
     info = get_model(config.model.name)
     fields = {key: value for key, value in config.model.to_dict().items() if key != "name"}
     module = info.network(in_dtype(replace(info.config, fields, "config.model"), dtype))
-    tx, schedule = make_optimizer(config.optim, config.num_steps)
+    tx, schedule = make_optimizer(config.optim, config.num_steps, len(chips))
     init = make_init(module, config.data.channels, tx, config.optim.ema_decay > 0)
     state = abstract_state(init, mesh, config.mesh.fsdp_min_size)
     args = config.seed, config.optim.ema_decay, mesh, state
