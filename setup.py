@@ -45,7 +45,15 @@ setup(
         "videos": ["yt-dlp"],  # fetches what `gim-jax videos` is given as an address
         "clouds": ["laspy>=2.5", "small_gicp>=1.0"],  # LAS files; ICP after `gim-jax register`
         "prep": ["h5py>=3.11"],  # reads MegaDepth's depth
-        "test": ["h5py>=3.11", "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "laspy>=2.5", "small_gicp>=1.0"],
+        "test": [
+            "h5py>=3.11",
+            "poselib>=2.0.5",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "laspy>=2.5",
+            "small_gicp>=1.0",
+        ],
         "tpu-compile": ["libtpu==0.0.42.*"],  # the TPU compiler, on any host; the version that jax[tpu] 0.10.2 names
         "dev": ["ruff>=0.12", "pyright>=1.1.400"],
     },
