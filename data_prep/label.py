@@ -103,6 +103,20 @@ def label_video(path: str | Path, config, out: str | Path, progress: Progress | 
     if done and done["label_config_hash"] == identity and (out / f"{stem}.tfrecord").is_file():
         return done
     out.mkdir(parents=True, exist_ok=True)
+    try:
+        row = _label(path, info, config, identity, out, progress)
+    except FileNotFoundError:  # another worker finished the same video, and cleaned up after it
+        row = read_manifest(manifest)
+        if not row or row["label_config_hash"] != identity:
+            raise
+    for left in (*out.glob(f".{stem}-*"), *out.glob(f".{stem}.*.tmp")):  # of interrupted runs and other settings
+        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+    return row
+
+
+def _label(path, info, config, identity: str, out: Path, progress) -> dict:
+    """Write the results of a video; see `label_video`."""
+    stem = info.sha256[:16]
     store = out / f".{stem}-{identity}"
     started = time.perf_counter()
     with tempfile.TemporaryFile(dir=out) as jpegs:
@@ -127,8 +141,7 @@ def label_video(path: str | Path, config, out: str | Path, progress: Progress | 
     seconds = direct.seconds | {"propagate": time.perf_counter() - clock, "total": time.perf_counter() - started}
     write_atomic(out / f"{stem}.time.json", lambda file: file.write(json.dumps(seconds, indent=1).encode()))
     row = _manifest_row(labels, summary, saved, config, identity)
-    write_atomic(manifest, lambda file: file.write(json.dumps(row, indent=1).encode()))
-    shutil.rmtree(store, ignore_errors=True)
+    write_atomic(out / f"{stem}.json", lambda file: file.write(json.dumps(row, indent=1).encode()))
     return row
 
 

@@ -35,7 +35,7 @@ def write_report(folder: str | Path) -> Path:
     folder = Path(folder)
     labels = folder / "labels" if (folder / "labels").is_dir() else folder
     videos = [video_section(manifest) for manifest in manifests(labels)]
-    failed = read_json(labels / "failed.json") or []
+    failed = [line for path in sorted(labels.glob("failed*.json")) for line in read_json(path)]
     if not videos and not failed:
         raise ValueError(f"{folder}: no labelling results in it, expected <video>.json manifests")
     summary = read_json(folder / "quickstart.json") or {}

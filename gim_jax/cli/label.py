@@ -5,58 +5,80 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from gim_jax.cli import one_line
 from gim_jax.cli.progress import Progress
 from gim_jax.config import load_config
 from gim_jax.data.tfrecord import write_atomic
 
-FAILED = "failed.json"  # one line per video that could not be labelled
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video files")
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video files, or videos.csv of `gim-jax videos`")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the per-video results")
-    parser.add_argument("--config", default="configs/label.py", help="labelling configuration")
+    parser.add_argument("--config", default="configs/label.py", help="labelling configuration, configs/label.py[:dkm]")
+    parser.add_argument("--processes", type=int, default=1, help="videos labelled at once on this machine (default: 1)")
+    parser.add_argument(
+        "--task-index", "--task_index", type=int, default=0, help="of an array job: which share of the videos, from 0"
+    )
+    parser.add_argument(
+        "--task-count", "--task_count", type=int, default=1, help="of an array job: number of shares (default: 1)"
+    )
     parser.set_defaults(accepts_overrides=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Label every video; one that fails is named and the others go on. Exit code 1 where any failed."""
     config = load_config(args.config, args.overrides)
-    _, failed = label_all(args.videos, config, Path(args.out))
+    if args.processes < 1:
+        raise ValueError(f"--processes: found {args.processes}, expected 1 or more")
+    _, failed = label_all(args.videos, config, Path(args.out), args.processes, args.task_index, args.task_count)
     return 1 if failed else 0
 
 
-def label_all(videos: list[str], config, out: Path) -> tuple[list[dict], list[str]]:
-    """Label videos one after the other. Returns the manifest rows and the lines about those that failed."""
-    from data_prep.label import label_video
+def label_all(
+    videos: Sequence[str], config, out: Path, processes: int = 1, task_index: int = 0, task_count: int = 1
+) -> tuple[list[dict], list[str]]:
+    """Label videos. Returns the manifest rows and the lines about those that failed."""
+    from data_prep import fleet
     from data_prep.matchers import check_labellers
     from gim_jax import api
 
     check_labellers(config)
     api.enable_compilation_cache()
+    jobs = fleet.share(fleet.jobs_of([str(video) for video in videos]), task_index, task_count)
     out.mkdir(parents=True, exist_ok=True)
-    rows, failed = [], []
-    (out / FAILED).unlink(missing_ok=True)
-    for video in videos:
-        name = printable(Path(video).name)
-        with Progress(f"label {name}", unit="frames") as progress:
-            try:
-                row = label_video(video, config, out, progress)
-            except (ValueError, OSError) as error:
-                line = one_line(error)
-                failed.append(printable(line if str(video) in line else f"{video}: {line}"))
-                progress.close()
-                print(f"gim-jax label: {failed[-1]}", file=sys.stderr)
-                continue
-        rows.append(row)
-        print(f"  {name}: {describe(row)}")
+    part = f"-{task_index:05d}-of-{task_count:05d}" if task_count > 1 else ""
+    failures = out / f"failed{part}.json"  # one line per video of this task that could not be labelled
+    failures.unlink(missing_ok=True)
+    rows: list[dict] = []
+    failed: list[str] = []
+    results = fleet.label_in_workers(jobs, config, out, processes) if processes > 1 else _here(jobs, config, out)
+    for job, result in results:
+        if isinstance(result, dict):
+            rows.append(result)
+            print(f"  {printable(Path(job.video).name)}: {describe(result)}", flush=True)
+            continue
+        line = str(result)
+        failed.append(printable(line if job.video in line else f"{job.video}: {line}"))
+        print(f"gim-jax label: {failed[-1]}", file=sys.stderr)
     if failed:
-        write_atomic(out / FAILED, lambda file: file.write(json.dumps(failed).encode()))
-    print(f"labelled {len(rows)} of {len(videos)} videos, {sum(row['pairs'] for row in rows)} pairs, in {out}")
+        write_atomic(failures, lambda file: file.write(json.dumps(failed).encode()))
+    print(f"labelled {len(rows)} of {len(jobs)} videos, {sum(row['pairs'] for row in rows)} pairs, in {out}")
     return rows, failed
+
+
+def _here(jobs, config, out: Path):
+    """Label videos one after the other in this process, with a line of progress."""
+    from data_prep.fleet import label_here
+
+    for job in jobs:
+        with Progress(f"label {printable(Path(job.video).name)}", unit="frames") as progress:
+            try:
+                result = label_here(job, config, out, progress)
+            except (ValueError, OSError) as error:
+                result = error
+        yield job, result
 
 
 def describe(row: dict) -> str:

@@ -1,0 +1,105 @@
+"""Many videos, workers that die: what is written is whole, and the same whoever wrote it."""
+
+import errno
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep import fleet, label
+from gim_jax import cli
+from gim_jax.config import load_config
+from gim_jax.data import records
+from tests.test_label import pan
+from tests.test_video import write_video
+
+OVERRIDES = ["--config.every_frames=2", "--config.min_matches=2000", "--config.workers=1"]
+
+
+def make_config(*more):
+    return load_config("configs/label.py", [*OVERRIDES, *more])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() if p.is_file() else b"" for p in folder.iterdir() if ".time." not in p.name}
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fleet") / "pan.mp4"
+    write_video(path, pan(40, 2, 0), options={"crf": "6"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(video, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    label.label_video(video, make_config(), out)
+    return contents(out)
+
+
+@pytest.mark.slow
+def test_killed_at_any_write_it_ends_with_the_same_files(video, undisturbed, tmp_path):
+    """Killed before a block, the records or the seconds get their name, and started again each time."""
+    assert len(undisturbed) == 4
+    for number in (2, 3, 4):
+        done = subprocess.run([sys.executable, "-m", "tests.killer", video, tmp_path, str(number)], check=False)
+        assert done.returncode == -9
+        assert not (tmp_path / "failed.json").exists()
+    label.label_video(video, make_config(), tmp_path)
+    assert contents(tmp_path) == undisturbed
+
+
+def test_two_workers_at_one_video_do_no_harm(video, undisturbed, tmp_path):
+    with ThreadPoolExecutor(3) as pool:
+        rows = list(pool.map(lambda _: label.label_video(video, make_config(), tmp_path), range(3)))
+    assert rows[0] == rows[1] == rows[2]
+    assert contents(tmp_path) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_takes_its_video_alone(video, undisturbed, tmp_path, capsys):
+    write_video(tmp_path / "black.mp4", [np.zeros((150, 200, 3), np.uint8)] * 6)
+    (tmp_path / "list.csv").write_text(f"video,licence\nblack.mp4,CC0-1.0\n{video},CC-BY-4.0\n")
+    arguments = ["label", str(tmp_path / "list.csv"), "--out", str(tmp_path / "out"), "--processes", "2"]
+    assert cli.main([*arguments, *OVERRIDES, "--config.mask_provider=tests.killer:black_frames"]) == 1
+    assert "black.mp4: its worker was killed by SIGKILL" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "out" / "failed.json").read_text())) == 1
+    (row,) = [json.loads(p.read_text()) for p in (tmp_path / "out").glob("*.json") if len(p.stem) == 16]
+    assert row["licence"] == "CC-BY-4.0" and row["pairs"] == 19
+
+
+def test_a_full_disk_fails_the_video_that_met_it_alone(video, tmp_path, monkeypatch, capsys):
+    write_video(tmp_path / "other.mp4", pan(12, 2, 1), options={"crf": "6"})
+    write, calls = records.write_tfrecord, []
+
+    def full(path, payloads):
+        calls.append(path)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, payloads)
+
+    monkeypatch.setattr(records, "write_tfrecord", full)
+    assert cli.main(["label", str(video), str(tmp_path / "other.mp4"), "--out", str(tmp_path / "out"), *OVERRIDES]) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert len([p for p in (tmp_path / "out").glob("*.json") if len(p.stem) == 16]) == 1
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_tasks_share_the_videos(count):
+    jobs = [fleet.Job(f"{k}.mp4") for k in range(7)]
+    shares = [fleet.share(jobs, index, count) for index in range(count)]
+    assert sorted(job.video for part in shares for job in part) == [job.video for job in jobs]
+    with pytest.raises(ValueError, match="task-index"):
+        fleet.share(jobs, count, count)
+
+
+def test_failures_of_tasks_do_not_overwrite_each_other(tmp_path, capsys):
+    for index in range(2):
+        assert cli.main(["label", "a.mp4", "b.mp4", "--out", str(tmp_path), "--task_index", str(index),
+                         "--task_count", "2"]) == 1  # fmt: skip
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["failed-00000-of-00002.json", "failed-00001-of-00002.json"]
