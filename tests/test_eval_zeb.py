@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from benchmarks.evaluation import arrange, auc5, opencv_errors
 from gim_jax import load_matcher
 from gim_jax.cli import main
 from gim_jax.eval import benchmarks, measure, released, run, zeb
@@ -260,91 +261,6 @@ def test_worker_processes_give_what_threads_give(two_sets, tmp_path):
     assert [r["sets"] for r in content["results"]] == [r["sets"] for r in threads["results"]]
 
 
-def opencv_errors(folder, name):
-    """The published recipe for RootSIFT with OpenCV and NumPy alone: file -> mapping -> error in degrees."""
-    s = zeb.SETS[name]
-    canvas = {"KIT": (1240, 384), "ETI": (1600, 1072), "ETO": (1600, 1072)}.get(name)
-    errors = {}
-    for path in folder.glob("*.txt"):
-        scene = path.stem.split(s.sep)[0]
-        tokens = path.read_text().splitlines()[0].split()
-        points, descriptors = [], []
-        for token in tokens[:2]:
-            stem = token.rpartition(".")[0] or token
-            image = cv2.imread(str(folder / f"{scene}{s.sep}{stem}.png"))
-            height, width = image.shape[:2]
-            if canvas is None:
-                size = (width // 8 * 8, height // 8 * 8)
-            else:
-                scale = min(canvas[0] / max(width, height), 1)
-                size = (round(width * scale), round(height * scale))
-            image = cv2.resize(image, size)
-            if canvas is not None:
-                right, below = canvas[0] - size[0], canvas[1] - size[1]
-                image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT)
-            sift = cv2.SIFT_create(nfeatures=image.shape[0] * image.shape[1] // 64, contrastThreshold=1e-5)
-            keypoints, found = sift.detectAndCompute(image, None)
-            xy = np.array([k.pt for k in keypoints])
-            ratio = np.array([width / size[0], height / size[1]])
-            points.append({"released": xy * ratio, "corrected": (xy + 0.5) * ratio - 0.5})
-            descriptors.append(np.sqrt(found / found.sum(1, keepdims=True)))
-        best, first, back = [], [], np.full(len(descriptors[1]), -np.inf)
-        owner = np.zeros(len(descriptors[1]), int)
-        for start in range(0, len(descriptors[0]), 2000):
-            similarity = descriptors[0][start : start + 2000] @ descriptors[1].T
-            best.append(np.sort(np.partition(similarity, -2, axis=1)[:, -2:], 1)[:, ::-1])
-            first.append(similarity.argmax(1))
-            column = similarity.max(0)
-            owner = np.where(column > back, start + similarity.argmax(0), owner)
-            back = np.maximum(back, column)
-        distance, first = np.sqrt(np.maximum(2 - 2 * np.concatenate(best), 0)), np.concatenate(first)
-        mutual = owner[first] == np.arange(len(first))
-        good = np.flatnonzero(mutual & (distance[:, 0] < 0.8 * distance[:, 1]))
-        K0, K1 = (np.array(tokens[a : a + 9], float).reshape(3, 3) for a in (4, 13))
-        T = np.array(tokens[22:], float).reshape(4, 4)
-        errors[path.stem] = {
-            mapping: pose_error(points[0][mapping][good], points[1][mapping][first[good]], K0, K1, T)
-            for mapping in points[0]
-        }
-    return errors
-
-
-def pose_error(p0, p1, K0, K1, T):
-    p0 = (p0 - K0[:2, 2]) / [K0[0, 0], K0[1, 1]]
-    p1 = (p1 - K1[:2, 2]) / [K1[0, 0], K1[1, 1]]
-    if len(p0) < 5:
-        return np.inf
-    threshold = 0.5 / np.mean([K0[0, 0], K1[1, 1], K0[0, 0], K1[1, 1]])
-    E, mask = cv2.findEssentialMat(p0, p1, np.eye(3), cv2.RANSAC, 0.99999, threshold)
-    if E is None:
-        return np.inf
-    poses = [cv2.recoverPose(e, p0, p1, np.eye(3), 1e9, mask=mask) for e in np.vsplit(E, len(E) // 3)]
-    _, R, t = max(poses, key=lambda pose: pose[0])[:3]
-    angle = np.degrees(np.linalg.norm(cv2.Rodrigues(R.T @ T[:3, :3])[0]))
-    cosine = abs(t[:, 0] @ T[:3, 3]) / np.linalg.norm(T[:3, 3])
-    return max(angle, np.degrees(np.arccos(min(cosine, 1))))
-
-
-def arrange(source, root, name, num):
-    """Arrange pairs of a folder of real pairs as a set of ZEB: PNG images, one text file a pair."""
-    s = zeb.SETS[name]
-    folder = root / s.folder
-    folder.mkdir(parents=True)
-    lines = [text.split() for text in (source / "pairs_with_gt.txt").read_text().splitlines()]
-    lines = [tokens for tokens in lines if tokens[2:4] == ["0", "0"]]
-    for tokens in lines[:: max(len(lines) // num, 1)][:num]:
-        stems = []
-        for token in tokens[:2]:
-            stem = token.rpartition("/")[2].rpartition(".")[0].replace("_", "").replace("-", "")
-            image = cv2.imread(str(source / token), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-            cv2.imwrite(str(folder / f"real{s.sep}{stem}.png"), image)
-            stems.append(stem)
-        ends = ".png" if name == "KIT" else ".JPG"
-        text = " ".join([*(stem + ends for stem in stems), "0.5 0.5", *tokens[4:]])
-        (folder / f"real{s.sep}{s.sep.join(stems)}.txt").write_text(text)
-    return folder
-
-
 @pytest.mark.parametrize(
     "name, source, num",
     [
@@ -363,10 +279,7 @@ def test_rootsift_equals_opencv_alone_on_real_pairs(shared, tmp_path, name, sour
         want = np.array([errors[path.stem][mapping] for path in sorted(folder.glob("*.txt"))])
         got = dict(zip(record["pairs"]["identifier"], record["pairs"]["error"]))
         np.testing.assert_allclose([got[k] for k in sorted(got)], want, atol=1e-3)
-        hits = np.sort(want)[np.sort(want) < 5]
-        curve, recall = np.concatenate([[0], hits, [5]]), np.concatenate([np.arange(len(hits) + 1), [len(hits)]])
-        auc = np.sum(np.diff(curve) * (recall[1:] + recall[:-1]) / 2) / 5 / len(want)
-        assert 100 * record["auc"]["5"] == pytest.approx(100 * auc, abs=0.01)
+        assert 100 * record["auc"]["5"] == pytest.approx(auc5(want), abs=0.01)
 
 
 def test_networks_are_fed_without_the_padding_and_dkm_with_it():
