@@ -34,8 +34,8 @@ weights = jax.device_put(load_file({weights!r}))
 out = jax.jit(exported.call)(weights, image0, image1, size0, size1)"""
 CONVENTIONS = {
     "weights": "a dict of the arrays in the .safetensors file, by their names there",
-    "images": "uint8, {colours}, [batch, height, width, channels], resized by the caller to what the network is to "
-    "see, in the top left corner; what lies right of and below its size has no influence",
+    "images": "{colours} from 0 to 255, [batch, height, width, channels], resized by the caller to what the network is "
+    "to see, in the top left corner; what lies right of and below its size has no influence",
     "sizes": "(width, height) px of the image in its corner{cells}",
     "points": "(x, y) px of these images, (0, 0) = centre of the top left pixel; in an image that was resized by s "
     "they are at (x + 0.5) / s - 0.5 of the original",
@@ -72,12 +72,14 @@ def abstract_inputs(info: ModelInfo, variables: Any, size: tuple[int, int], batc
       variables: nested dict of arrays or `jax.ShapeDtypeStruct`. size: (width, height) px.
 
     Returns:
-      `jax.ShapeDtypeStruct`s: weights as a flat dict; image0, image1 uint8 [B, H, W, C]; size0, size1 int32 [B, 2],
-      (width, height) px of the valid top left part.
+      `jax.ShapeDtypeStruct`s: weights as a flat dict; image0, image1 [B, H, W, C] from 0 to 255, uint8, or float32 of
+      models whose images are resized without rounding; size0, size1 int32 [B, 2], (width, height) px of the valid top
+      left part.
     """
     leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
     weights = {_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves}
-    image = jax.ShapeDtypeStruct((batch_size, size[1], size[0], info.channels), np.uint8)
+    kind = np.uint8 if info.resampling == "bytes" else np.float32
+    image = jax.ShapeDtypeStruct((batch_size, size[1], size[0], info.channels), kind)
     valid = jax.ShapeDtypeStruct((batch_size, 2), np.int32)
     return weights, image, image, valid, valid
 

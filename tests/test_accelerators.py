@@ -149,8 +149,9 @@ def random_weights(info, config):
 
 @pytest.mark.parametrize("name", [name for name in SMALL if name not in ("loftr_outdoor_ot", "superglue_open")])
 def test_bfloat16_is_finite_and_inside_the_images(name):
-    info, config, run, _ = small(name)
+    info, config, run, inputs = small(name)
     images = np.random.default_rng(0).integers(0, 255, (2, 1, 64, 128, info.channels), dtype=np.uint8)
+    images = images.astype(inputs[1].dtype)
     sizes = np.array([[128, 64]], np.int32), np.array([[96, 64]], np.int32)
     inputs = random_weights(info, config), *images, *sizes
     out = jax.jit(run).lower(*inputs).compile(QUICK)(*inputs)
