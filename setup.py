@@ -54,6 +54,7 @@ setup(
             "laspy>=2.5",
             "small_gicp>=1.0",
         ],
+        "bench": ["torch>=2.6", "torchvision", "kornia>=0.8", "transformers>=4.56", "einops"],  # peers of benchmarks/
         "tpu-compile": ["libtpu==0.0.42.*"],  # the TPU compiler, on any host; the version that jax[tpu] 0.10.2 names
         "dev": ["ruff>=0.12", "pyright>=1.1.400"],
     },
