@@ -20,8 +20,10 @@ COMMANDS = {  # command: one line of help; the code is in gim_jax/cli/<command>.
     "render": "render a walking-tour video with ground truth",
     "panorama": "lay one image onto another by a homography",
     "reconstruct": "cameras and points from two images, a folder of images or a video",
+    "localize": "the poses of images in a COLMAP model",
     "register": "lay one point cloud onto another by their views from above",
     "train": "train a matcher",
+    "plan": "compile a training step for TPU slices without having one: memory, time, days",
     "eval": "evaluate a matcher on a benchmark",
 }
 

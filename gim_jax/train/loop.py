@@ -26,7 +26,7 @@ from gim_jax import __version__
 from gim_jax.config import config_hash, replace
 from gim_jax.data.pipeline import Batches
 from gim_jax.data.tfrecord import write_atomic
-from gim_jax.models import get_model
+from gim_jax.models import get_model, in_dtype
 from gim_jax.train import sharding
 from gim_jax.train.checkpoints import Checkpoints, StopSignal
 from gim_jax.train.kinds import Settings
@@ -44,6 +44,11 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 def train(config: Any, workdir: str | Path, progress: Progress | None = None) -> dict[str, Any]:
     """Train the model `config.model.name` of an `ml_collections.ConfigDict`; see `run`."""
+    return run(config, workdir, *build(config), progress)
+
+
+def build(config: Any) -> tuple[Any, Callable, dict[str, Any]]:
+    """Make the network and its objective, and what a weights file says of the network."""
     from gim_jax.train.objectives import OBJECTIVES
 
     info = get_model(config.model.name)
@@ -51,6 +56,7 @@ def train(config: Any, workdir: str | Path, progress: Progress | None = None) ->
         raise ValueError(f"model.name: {info.name} cannot be trained; families that can: {', '.join(OBJECTIVES)}")
     fields = {name: value for name, value in config.model.to_dict().items() if name != "name"}
     model_config = replace(info.config, fields, "config.model")
+    model_config = in_dtype(model_config, model_config.dtype)
     meta = {"model": info.family, "name": info.name, "config": dataclasses.asdict(model_config)}
     channels = getattr(model_config, "in_channels", info.channels)
     if config.data.channels != channels:
@@ -59,7 +65,7 @@ def train(config: Any, workdir: str | Path, progress: Progress | None = None) ->
         raise ValueError(f"model.match_type: found {model_config.match_type!r}, expected 'dual_softmax' for training")
     settings = replace(Settings(), config.objective.to_dict(), "config.objective")
     objective = functools.partial(OBJECTIVES[info.family], settings=settings)
-    return run(config, workdir, info.network(model_config), objective, meta, progress)
+    return info.network(model_config), objective, meta
 
 
 def run(
@@ -94,8 +100,10 @@ def run(
     for name in ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
         if config[name] < 1:
             raise ValueError(f"{name}: found {config[name]}, expected 1 or more")
-    if config.batch_size % jax.device_count():
-        raise ValueError(f"batch_size: found {config.batch_size}, expected a multiple of {jax.device_count()} devices")
+    parts = config.optim.accumulate
+    if parts < 1 or config.batch_size % (jax.device_count() * parts):
+        expected = f"a multiple of {jax.device_count()} devices" + (f" x accumulate {parts}" if parts != 1 else "")
+        raise ValueError(f"batch_size: found {config.batch_size}, expected {expected}")
 
     # ---- What is trained, on what ----
     mesh = sharding.make_mesh(config.mesh.fsdp)
@@ -111,7 +119,9 @@ def run(
     tx, schedule = make_optimizer(config.optim, config.num_steps, config.batch_size)
     init = make_init(module, config.data.channels, tx, config.optim.ema_decay > 0)
     abstract = abstract_state(init, mesh, config.mesh.fsdp_min_size)
-    train_step = make_train_step(objective, module, tx, schedule, config.seed, config.optim.ema_decay, mesh, abstract)
+    train_step = make_train_step(
+        objective, module, tx, schedule, config.seed, config.optim.ema_decay, mesh, abstract, parts
+    )
     eval_step = make_eval_step(objective, module, config.seed, mesh, abstract)
     _claim(config, workdir)
 

@@ -6,6 +6,7 @@ device on `fsdp`, the large ones are split over it. The compiler puts in the com
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,18 +16,21 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
-def make_mesh(fsdp: int = 1) -> Mesh:
-    """Arrange all devices as (data, fsdp).
+def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """Arrange devices as (data, fsdp).
 
     Args:
       fsdp: devices that share one copy of the large parameters.
+      devices: all there are if None.
 
     Raises: ValueError if the number of devices is no multiple of it.
     """
-    num_devices = jax.device_count()
+    num_devices = jax.device_count() if devices is None else len(devices)
     if fsdp < 1 or num_devices % fsdp:
         raise ValueError(f"mesh.fsdp: found {fsdp}, expected a divisor of {num_devices} devices")
-    return jax.make_mesh((num_devices // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh(
+        (num_devices // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
 
 
 def state_shardings(mesh: Mesh, shapes: Any, min_size: int) -> Any:

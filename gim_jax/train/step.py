@@ -26,22 +26,39 @@ def make_train_step(
     ema_decay: float,
     mesh: Mesh,
     abstract: TrainState,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Compile one optimisation step: `(state, batch) -> (state, metrics)`. The state passed in is consumed.
 
     The random numbers of a step depend on `seed` and the step alone. Metrics are float32 scalars: those of the
-    objective, `loss`, `lr`, and the global norms `grad_norm` (before clipping), `update_norm`, `param_norm`.
+    objective, `loss`, `lr`, and the global norms `grad_norm` (before clipping), `update_norm`, `param_norm`. With
+    `accumulate` > 1 the batch is taken in so many parts, one after the other, each on all devices; gradients and
+    metrics are averaged, and batch statistics pass through all parts.
     """
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def loss_fn(params):
-            variables = state.replace(params=params).variables()
+        def loss_fn(params, batch_stats, batch, rng):
+            variables = state.replace(params=params, batch_stats=batch_stats).variables()
             loss, metrics, batch_stats = objective(module, variables, batch, rng, train=True)
-            return loss, (metrics, batch_stats)
+            return loss, (metrics | {"loss": loss}, batch_stats or {})
 
-        (loss, (metrics, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        def part(carry, piece):
+            batch_stats, total = carry
+            batch, index = piece
+            rng_part = jax.random.fold_in(rng, index)
+            grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params, batch_stats, batch, rng_part)
+            return (batch_stats, jax.tree.map(jnp.add, total, grads)), metrics
+
+        if accumulate == 1:
+            grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params, state.batch_stats, batch, rng)
+        else:
+            start = state.batch_stats, jax.tree.map(jnp.zeros_like, state.params)
+            pieces = split_batch(batch, accumulate, mesh), jnp.arange(accumulate)
+            (batch_stats, grads), metrics = jax.lax.scan(part, start, pieces)
+            grads = jax.tree.map(lambda g: g / accumulate, grads)
+            metrics = {name: values.mean() for name, values in metrics.items()}
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -49,14 +66,13 @@ def make_train_step(
             ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, params)
         metrics = {
             **metrics,
-            "loss": loss,
             "lr": schedule(state.step),
             "grad_norm": optax.global_norm(grads),
             "update_norm": optax.global_norm(updates),
             "param_norm": optax.global_norm(params),
         }
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-        return TrainState(state.step + 1, params, batch_stats or {}, opt_state, ema), metrics
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
     state_shardings = shardings_of(abstract)
     return jax.jit(
@@ -65,6 +81,18 @@ def make_train_step(
         out_shardings=(state_shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
     )
+
+
+def split_batch(batch: dict[str, jax.Array], parts: int, mesh: Mesh) -> dict[str, jax.Array]:
+    """Split [B, ...] into [parts, B / parts, ...] so that every device keeps its rows: part p gets rows p, p + parts,
+    ..."""
+    split = NamedSharding(mesh, PartitionSpec(None, *sharding.BATCH))
+
+    def one(x: jax.Array) -> jax.Array:
+        x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(x, split)
+
+    return jax.tree.map(one, batch)
 
 
 def make_eval_step(

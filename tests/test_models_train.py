@@ -1,0 +1,107 @@
+"""One step of every family on posed and video pairs in one batch: one device, eight, split parameters, parts."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from gim_jax.data.augment import Augment, make_sample
+from gim_jax.models.dkm_network import DKM, DKMConfig
+from gim_jax.models.lightglue import LightGlue, LightGlueConfig
+from gim_jax.models.loftr import LoFTR, LoFTRConfig
+from gim_jax.models.superglue import SuperGlue, SuperGlueConfig
+from gim_jax.models.superpoint import SuperPointConfig
+from gim_jax.train import sharding
+from gim_jax.train.defaults import defaults
+from gim_jax.train.objectives import OBJECTIVES
+from gim_jax.train.state import abstract_state, make_init, make_optimizer, shardings_of
+from gim_jax.train.step import make_train_step
+from tests.pairs import make_record
+from tests.posed import posed_record
+
+SIZE = (96, 64)
+POINTS = SuperPointConfig(32, nms_radius=2, threshold=0.0)
+TINY_DKM = DKMConfig(
+    SIZE, None, stem=4, blocks=(1, 1, 1, 1), proj_dim=8, gp_dim=8, feat_dim=8, context_dim=8,
+    disp_dims=(4, 4, 4, 4, 2), radii=(1, 1, 0, 0, 0), num_hidden=0, fine_dim=8,
+)  # fmt: skip
+MODULES = {
+    "loftr": LoFTR(LoFTRConfig("basic", 1, 8, (8, 8, 16), 2, ("self", "cross"), max_fine_matches=16)),
+    "dkm": DKM(TINY_DKM),
+    "superglue": SuperGlue(SuperGlueConfig(POINTS, num_layers=2, keypoint_encoder=(8,), sinkhorn_iters=3)),
+    "lightglue": LightGlue(LightGlueConfig(POINTS, num_layers=2, kpt_offset=0.5)),
+}
+
+
+def batch_of(channels):
+    """Eight pairs: posed and video by turns."""
+    settings = Augment(dark_prob=0.0, rotation_deg=20.0)
+    rows = []
+    for i in range(8):
+        record = posed_record(i)[0] if i % 2 else make_record(i, width=96, height=64)
+        rows.append(make_sample(record, np.random.default_rng(i), SIZE, channels, 32, 8, settings, depth=True))
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def train_step(family, devices, fsdp=1, accumulate=1, num_steps=2):
+    """Take steps; return their losses, gradient norms and metrics."""
+    module, channels = MODULES[family], 3 if family == "dkm" else 1
+    config = defaults()
+    config.optim.update(lr=1e-3, clip_norm=0.0)
+    mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
+    tx, schedule = make_optimizer(config.optim, 10, 8)
+    init = make_init(module, channels, tx, False)
+    abstract = abstract_state(init, mesh, 64)
+    step = make_train_step(OBJECTIVES[family], module, tx, schedule, 0, 0.0, mesh, abstract, accumulate)
+    # made on one device: only the step is compiled for the mesh
+    state = jax.device_put(fresh(family), shardings_of(abstract))
+    batch = sharding.put_batch(mesh, batch_of(channels))
+    values = []
+    for _ in range(num_steps):
+        state, metrics = step(state, batch)
+        values.append({name: float(value) for name, value in metrics.items()})
+    return values
+
+
+@functools.cache
+def fresh(family):
+    tx, _ = make_optimizer(defaults().optim, 10, 8)
+    init = make_init(MODULES[family], 3 if family == "dkm" else 1, tx, False)
+    return jax.device_get(jax.jit(init)(jax.random.key(0)))
+
+
+@functools.cache
+def on_one_device(family):
+    return train_step(family, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", MODULES)
+def test_step_is_the_same_on_one_device_and_on_eight_with_split_parameters(family):
+    one, eight = on_one_device(family), train_step(family, 8, fsdp=2)
+    assert one[1]["loss"] < one[0]["loss"] and one[0]["loss"] > 0
+    for a, b in zip(one, eight):
+        for name in ("loss", "grad_norm", "param_norm"):
+            np.testing.assert_allclose(a[name], b[name], rtol=2e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    # LightGlue has no batch statistics, and its loss is a mean over pairs; random places differ, so labels only.
+    whole, parts = on_one_device("lightglue")[0], train_step("lightglue", 2, accumulate=2, num_steps=1)[0]
+    assert whole["loss_posed"] > 0 and whole["loss_video"] > 0
+    np.testing.assert_allclose(parts["loss"], whole["loss"], rtol=0.1)
+    assert np.isfinite(parts["grad_norm"]) and parts["grad_norm"] > 0
+
+
+def test_accumulation_by_hand():
+    # A linear model: the mean of the parts' gradients is the gradient of the mean, whatever the order of the rows.
+    mesh = sharding.make_mesh(1, jax.devices()[:2])
+    batch = sharding.put_batch(mesh, {"x": np.arange(8.0, dtype=np.float32)})
+    from gim_jax.train.step import split_batch
+
+    parts = jax.jit(lambda b: split_batch(b, 2, mesh))(batch)["x"]
+    np.testing.assert_array_equal(parts, [[0, 2, 4, 6], [1, 3, 5, 7]])
+    rows = {shard.device: set(np.asarray(shard.data).ravel()) for shard in parts.addressable_shards}
+    assert sorted(map(sorted, rows.values())) == [[0, 1, 2, 3], [4, 5, 6, 7]]  # no row changes its device
