@@ -43,6 +43,7 @@ setup(
         "tf": ["tensorflow-cpu>=2.19"],  # only to read the record folder with tf.data
         "eval": ["poselib>=2.0.5"],  # BSD-3: another pose estimator, `gim-jax eval --method poselib`
         "videos": ["yt-dlp"],  # fetches what `gim-jax videos` is given as an address
+        "sfm": ["pycolmap>=4.0", "h5py>=3.10"],  # reconstruction and localization; hloc's files
         "clouds": ["laspy>=2.5", "small_gicp>=1.0"],  # LAS files; ICP after `gim-jax register`
         "prep": ["h5py>=3.11"],  # reads MegaDepth's depth
         "test": [
@@ -53,6 +54,7 @@ setup(
             "hypothesis>=6.100",
             "laspy>=2.5",
             "small_gicp>=1.0",
+            "pycolmap>=4.0",  # 30 MB: without it no test of reconstruction and localization would run
         ],
         "bench": ["torch>=2.6", "torchvision", "kornia>=0.8", "transformers>=4.56", "einops"],  # peers of benchmarks/
         "tpu-compile": ["libtpu==0.0.42.*"],  # the TPU compiler, on any host; the version that jax[tpu] 0.10.2 names

@@ -12,6 +12,9 @@ from gim_jax import api
 from gim_jax.cli.match import _intrinsics
 from gim_jax.data.tfrecord import write_atomic
 
+EXHAUSTIVE = 30  # images; 435 pairs
+MAX_KEYPOINTS = 8192  # of RootSIFT in each of many images, as in COLMAP
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="two images; a folder of images; a video")
@@ -27,13 +30,142 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help="intrinsics of two images; without them EXIF's focal length, else one found from the matches",
         )
     parser.add_argument("--threshold", type=float, default=1.0, metavar="PX", help="inlier distance, two images")
+    many = parser.add_argument_group("many images (pip install 'gim-jax[sfm]')")
+    many.add_argument(
+        "--pairs",
+        default="auto",
+        metavar="HOW",
+        help="exhaustive, sequential, retrieval, or a file of names; auto: exhaustive up to 30 images, sequential and "
+        "retrieval for a video, else retrieval",
+    )
+    many.add_argument(
+        "--neighbours", type=int, metavar="N", help="images paired with each (sequential 5, retrieval 20)"
+    )
+    many.add_argument("--cameras", default="auto", choices=("auto", "single", "per-folder", "per-image"))
+    many.add_argument("--camera-model", default="", metavar="NAME", help="COLMAP's camera model, such as PINHOLE")
+    many.add_argument(
+        "--camera-params", nargs="+", type=float, default=(), metavar="X", help="its parameters, kept fixed"
+    )
+    many.add_argument("--merge", type=float, metavar="PX", help="radius within which points are one keypoint")
+    many.add_argument("--max-keypoints", type=int, metavar="N", help="per image, the best supported")
+    many.add_argument("--num-frames", type=int, default=200, metavar="N", help="of a video (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Reconstruct and write the results. Exit code 1 where there is nothing to be trusted."""
     if len(args.sources) == 2:
         return _two_view(args)
-    raise ValueError(f"found {len(args.sources)} sources, expected two images")
+    if len(args.sources) == 1:
+        return _many(args)
+    raise ValueError(f"found {len(args.sources)} sources, expected two images, one folder or one video")
+
+
+def _many(args: argparse.Namespace) -> int:
+    from gim_jax.cli.progress import Progress
+    from gim_jax.tasks import image_pairs, load_extra, sfm, tracks
+
+    load_extra("pycolmap", "sfm")
+    if bool(args.camera_model) != bool(args.camera_params):
+        raise ValueError("--camera-model, --camera-params: found one of them, expected both or none")
+    source, out = Path(args.sources[0]), Path(args.out)
+    if not source.exists():
+        raise ValueError(f"{source}: no such file or folder, expected a folder of images or a video")
+    if args.model != "rootsift":
+        api.enable_compilation_cache()
+    settings = {"max_keypoints": args.max_keypoints or MAX_KEYPOINTS} if args.model == "rootsift" else {}
+    matcher = api.load_matcher(args.model, args.weights, **settings)
+    video = source.is_file()
+    folder = _extract_frames(source, out, args.num_frames) if video else source
+    names = image_pairs.list_images(folder)
+    if len(names) < 3:
+        raise ValueError(f"{folder}: found {len(names)} images, expected three or more")
+    out.mkdir(parents=True, exist_ok=True)
+    with Progress("describing", "images") as progress:
+        pairs = _choose_pairs(args, folder, names, video, progress)
+    print(f"{len(names)} images, {len(pairs)} pairs")
+    with Progress("matching", "pairs") as progress:
+        found = sfm.match_all(folder, pairs, matcher, out / "matches", progress)
+    radius = sfm.merge_radius(matcher) if args.merge is None else args.merge
+    keypoints, matched = tracks.build_tracks(pairs, found, radius, args.max_keypoints)
+    for name in ("database.db", "database.pairs.txt"):
+        (out / name).unlink(missing_ok=True)
+    sfm.write_database(
+        out / "database.db",
+        folder,
+        keypoints,
+        pairs,
+        [index for index, _ in matched],
+        cameras=args.cameras,
+        camera_model=args.camera_model,
+        camera_params=args.camera_params,
+    )
+    print("mapping with COLMAP", flush=True)
+    models = sfm.map_images(out / "database.db", folder, out / "sparse", bool(args.camera_params))
+    record = sfm.statistics(models, len(names)) | {
+        "num_pairs": len(pairs),
+        "num_matches": sum(len(index) for index, _ in matched),
+        "merge_px": radius,
+        "matcher": matcher.describe(),
+    }
+    text = json.dumps(record, indent=1, allow_nan=False)
+    write_atomic(out / "statistics.json", lambda file: file.write(text.encode()))
+    if not models:
+        print(f"no reconstruction: {record['num_matches']} matches in {len(pairs)} pairs, no pair to start from")
+        return 1
+    sfm.export_model(models[0], out)
+    best = record["models"][0]
+    print(f"{best['num_images']} of {len(names)} images, {best['num_points']} points", end=", ")
+    print(f"{best['mean_track_length']:.2f} images a point, reprojection error {best['mean_reprojection_px']:.2f} px")
+    print(f"database.db, sparse/0, points.ply, poses.json, statistics.json and picture.png in {out}")
+    return 0
+
+
+def _choose_pairs(args: argparse.Namespace, folder: Path, names: list[str], video: bool, progress) -> list:
+    from gim_jax.tasks import image_pairs
+
+    how = args.pairs
+    if how == "auto":
+        how = "exhaustive" if len(names) <= EXHAUSTIVE else "both" if video else "retrieval"
+    if args.neighbours is not None and args.neighbours < 1:
+        raise ValueError(f"--neighbours: found {args.neighbours}, expected one or more")
+    if how == "exhaustive":
+        return image_pairs.exhaustive(names)
+    pairs = image_pairs.sequential(names, args.neighbours or 5) if how in ("sequential", "both") else []
+    if how in ("retrieval", "both"):
+        pairs += image_pairs.GlobalDescriptor(folder, names, progress).pairs(args.neighbours or 20)
+    if how not in ("sequential", "retrieval", "both"):
+        return image_pairs.read_pair_list(how, names)
+    return image_pairs.unique_pairs(pairs)
+
+
+def _extract_frames(video: Path, out: Path, num_frames: int) -> Path:
+    """Decode frames evenly into `out`/images; what a finished earlier run left is used again."""
+    from data_prep.video import probe, sample_frames
+    from gim_jax.image import encode_jpeg
+
+    if num_frames < 3:
+        raise ValueError(f"--num-frames: found {num_frames}, expected three or more")
+    info = probe(video)
+    every = max(info.num_frames // num_frames, 1)
+    done, wanted = out / "frames.json", {"video_sha256": info.sha256, "every": every}
+    folder = out / "images"
+    if done.is_file() and json.loads(done.read_text()).items() >= wanted.items():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("frame_*.jpg"):
+        old.unlink()
+    notes: list[str] = []
+    times = {}
+    for frame in sample_frames(video, every_frames=every, notes=notes):
+        name = f"frame_{frame.index:06d}.jpg"
+        write_atomic(folder / name, lambda file, rgb=frame.rgb: file.write(encode_jpeg(rgb, 95)))
+        times[name] = frame.time_s
+    for note in notes:
+        print(f"{video}: {note}")
+    text = json.dumps(wanted | {"video": str(video), "times_s": times}, indent=1)
+    write_atomic(done, lambda file: file.write(text.encode()))
+    print(f"{video}: {len(times)} frames, one of {every}")
+    return folder
 
 
 def _two_view(args: argparse.Namespace) -> int:

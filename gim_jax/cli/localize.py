@@ -1,0 +1,122 @@
+"""`gim-jax localize`: the poses of query images in a COLMAP model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from gim_jax import api
+from gim_jax.cli.match import check_writable
+from gim_jax.cli.progress import Progress
+from gim_jax.data.tfrecord import write_atomic
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--colmap", required=True, metavar="DIR", help="the model: cameras, images, points3D")
+    parser.add_argument("--images", required=True, metavar="DIR", help="folder of the model's images")
+    parser.add_argument("--query-images", required=True, metavar="DIR", help="folder of the queries")
+    parser.add_argument(
+        "--queries",
+        nargs="+",
+        metavar="FILE",
+        help="lists of `name MODEL width height params...`; without them all images of the folder, with EXIF's focal",
+    )
+    parser.add_argument("--pairs", metavar="FILE", help="`query image` a line, best first; default: by similarity")
+    parser.add_argument("--num-retrieved", type=int, default=20, metavar="N", help="database images of a query")
+    parser.add_argument("--model", default="rootsift", help="a name of `gim-jax models` (default: %(default)s)")
+    parser.add_argument("--weights", metavar="FILE", help="the model's .safetensors file")
+    parser.add_argument("--retriangulate", action="store_true", help="make the model's points from this matcher first")
+    parser.add_argument("--anchor", type=float, metavar="PX", help="how near an observation a match has to be")
+    parser.add_argument("--max-error", type=float, default=12.0, metavar="PX", help="inlier distance (%(default)s)")
+    parser.add_argument("--out", required=True, metavar="FILE", help="poses: `basename qw qx qy qz tx ty tz` a line")
+    parser.add_argument("--json", metavar="FILE", help="write the counts and reasons of every query")
+    parser.add_argument("--cache", metavar="DIR", help="keeps matches, so that an interrupted run continues")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Localize and write the poses. Exit code 1 where no query was found."""
+    from gim_jax.tasks import image_pairs, load_extra, localize, sfm
+
+    load_extra("pycolmap", "sfm")
+    for path in (args.out, args.json):
+        check_writable(path)
+    if args.retriangulate and not args.cache:
+        raise ValueError("--retriangulate: needs --cache for the new model")
+    if args.num_retrieved < 1:
+        raise ValueError(f"--num-retrieved: found {args.num_retrieved}, expected one or more")
+    model = localize.read_model(args.colmap)
+    database = sorted(sfm.poses_of(model))
+    missing = [name for name in database if not (Path(args.images) / name).is_file()]
+    if missing:
+        raise ValueError(f"{args.images}: found no {missing[0]}, an image of the model")
+    if args.queries:
+        cameras = localize.read_queries(args.queries)
+    else:
+        names = image_pairs.list_images(args.query_images)
+        cameras = {name: localize.guess_camera(Path(args.query_images) / name) for name in names}
+    missing = [name for name in cameras if not (Path(args.query_images) / name).is_file()]
+    if missing:
+        raise ValueError(f"{args.query_images}: found no {missing[0]}, a query")
+    if args.model != "rootsift":
+        api.enable_compilation_cache()
+    matcher = api.load_matcher(args.model, args.weights)
+    retrieved: dict[str, list[str]] = {name: [] for name in cameras}
+    if args.pairs:
+        for query, name in image_pairs.read_pair_list(args.pairs, {*cameras, *database}):
+            if query in retrieved:
+                retrieved[query].append(name)
+    else:
+        with Progress("describing", "images") as progress:
+            descriptor = image_pairs.GlobalDescriptor(args.images, database, progress)
+        for name in cameras:
+            retrieved[name] = descriptor.similar(Path(args.query_images) / name, args.num_retrieved)
+    cache = Path(args.cache) if args.cache else None
+    if args.retriangulate and cache is not None:
+        with Progress("matching the database", "pairs") as progress:
+            model = localize.triangulate(model, args.images, matcher, cache / "database", progress=progress)
+        print(f"{model.num_points3D()} points, {model.compute_mean_track_length():.2f} images a point")
+    with Progress("matching", "pairs") as progress:
+        results = localize.localize(
+            model,
+            args.images,
+            args.query_images,
+            cameras,
+            retrieved,
+            matcher,
+            anchor_px=args.anchor,
+            max_error_px=args.max_error,
+            cache=cache and cache / "queries",
+            progress=progress,
+        )
+    own = [name for name, result in results.items() if result.cam_from_world is not None and not result.fallback]
+    for name, result in results.items():
+        if name not in own:
+            stand_in = f"; the pose of {result.fallback} stands in" if result.fallback else ""
+            print(f"  {name}: {result.reason}{stand_in}")
+    poses = {name: r.cam_from_world for name, r in results.items() if r.cam_from_world is not None}
+    localize.write_poses(args.out, poses)
+    print(f"{len(own)} of {len(results)} queries localized; written to {args.out}")
+    if args.json:
+        record = {
+            "queries": {
+                name: {
+                    "cam_from_world": None if r.cam_from_world is None else r.cam_from_world.tolist(),
+                    "num_matches": r.num_matches,
+                    "num_points": r.num_points,
+                    "num_inliers": r.num_inliers,
+                    "reason": r.reason,
+                    "fallback": r.fallback,
+                }
+                for name, r in results.items()
+            },
+            "settings": {
+                "max_error_px": args.max_error,
+                "anchor_px": args.anchor,
+                "retriangulated": args.retriangulate,
+            },
+            "matcher": matcher.describe(),
+        }
+        write_atomic(args.json, lambda file: file.write(json.dumps(record, indent=1, allow_nan=False).encode()))
+        print(f"written to {args.json}")
+    return 0 if own else 1
