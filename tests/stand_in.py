@@ -72,6 +72,9 @@ def train(config, workdir, progress=None):
 
 if __name__ == "__main__":
     folder, records_folder, steps, *rest = sys.argv[1:]
+    if "HOSTS" in os.environ:  # "PORT,NUM,INDEX"
+        port, num, index = map(int, os.environ["HOSTS"].split(","))
+        jax.distributed.initialize(f"127.0.0.1:{port}", num, index)
     overrides = dict(a.split("=") for a in rest if "=" in a)
     signals = [a for a in rest if "=" not in a]
 

@@ -16,7 +16,7 @@ from gim_jax.train import sharding
 from gim_jax.train.defaults import defaults
 from gim_jax.train.objectives import OBJECTIVES
 from gim_jax.train.state import abstract_state, make_init, make_optimizer, shardings_of
-from gim_jax.train.step import make_train_step
+from gim_jax.train.step import make_train_step, split_batch
 from tests.pairs import make_record
 from tests.posed import posed_record
 
@@ -44,13 +44,17 @@ def batch_of(channels):
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
+def optimizer():
+    optim = defaults().optim
+    optim.update(lr=1e-3, clip_norm=0.0)
+    return make_optimizer(optim, 10, 8)
+
+
 def train_step(family, devices, fsdp=1, accumulate=1, num_steps=2):
     """Take steps; return their losses, gradient norms and metrics."""
     module, channels = MODULES[family], 3 if family == "dkm" else 1
-    config = defaults()
-    config.optim.update(lr=1e-3, clip_norm=0.0)
     mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
-    tx, schedule = make_optimizer(config.optim, 10, 8)
+    tx, schedule = optimizer()
     init = make_init(module, channels, tx, False)
     abstract = abstract_state(init, mesh, 64)
     step = make_train_step(OBJECTIVES[family], module, tx, schedule, 0, 0.0, mesh, abstract, accumulate)
@@ -66,7 +70,7 @@ def train_step(family, devices, fsdp=1, accumulate=1, num_steps=2):
 
 @functools.cache
 def fresh(family):
-    tx, _ = make_optimizer(defaults().optim, 10, 8)
+    tx, _ = optimizer()
     init = make_init(MODULES[family], 3 if family == "dkm" else 1, tx, False)
     return jax.device_get(jax.jit(init)(jax.random.key(0)))
 
@@ -87,20 +91,18 @@ def test_step_is_the_same_on_one_device_and_on_eight_with_split_parameters(famil
 
 
 @pytest.mark.slow
-def test_accumulated_gradients_are_those_of_the_whole_batch():
-    # LightGlue has no batch statistics, and its loss is a mean over pairs; random places differ, so labels only.
+def test_batch_in_parts_gives_the_gradients_of_the_whole():
+    # LightGlue has no batch statistics, and its loss is a mean over pairs. Places that fill empty slots are drawn anew
+    # in every part, so that the two agree only nearly.
     whole, parts = on_one_device("lightglue")[0], train_step("lightglue", 2, accumulate=2, num_steps=1)[0]
     assert whole["loss_posed"] > 0 and whole["loss_video"] > 0
     np.testing.assert_allclose(parts["loss"], whole["loss"], rtol=0.1)
-    assert np.isfinite(parts["grad_norm"]) and parts["grad_norm"] > 0
+    np.testing.assert_allclose(parts["grad_norm"], whole["grad_norm"], rtol=0.2)
 
 
-def test_accumulation_by_hand():
-    # A linear model: the mean of the parts' gradients is the gradient of the mean, whatever the order of the rows.
+def test_parts_of_a_batch_stay_on_their_devices():
     mesh = sharding.make_mesh(1, jax.devices()[:2])
     batch = sharding.put_batch(mesh, {"x": np.arange(8.0, dtype=np.float32)})
-    from gim_jax.train.step import split_batch
-
     parts = jax.jit(lambda b: split_batch(b, 2, mesh))(batch)["x"]
     np.testing.assert_array_equal(parts, [[0, 2, 4, 6], [1, 3, 5, 7]])
     rows = {shard.device: set(np.asarray(shard.data).ravel()) for shard in parts.addressable_shards}

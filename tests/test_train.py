@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,37 @@ def test_parameters_split_over_devices_give_the_same_losses(folder, undisturbed,
 def test_checkpoint_of_one_mesh_continues_on_another(folder, undisturbed, tmp_path):
     assert run_program(tmp_path, folder, "SIGTERM", 5, "mesh__fsdp=4").returncode == 130
     assert run_program(tmp_path, folder, devices=1).returncode == 0
+    np.testing.assert_allclose(losses(tmp_path), losses(undisturbed[0]), rtol=2e-5)
+
+
+def run_hosts(workdir, folder, *signals, num=2, devices=4):
+    """Train as several processes; the last one gets the signal."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    hosts = []
+    for index in range(num):
+        environment = os.environ | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+            "HOSTS": f"{port},{num},{index}",
+        }
+        mine = map(str, signals if index == num - 1 else ())
+        command = [sys.executable, "-m", "tests.stand_in", str(workdir), str(folder), str(NUM_STEPS), *mine]
+        command += ["mesh__fsdp=2"]
+        hosts.append(subprocess.Popen(command, cwd=REPO, env=environment, stderr=subprocess.PIPE, text=True))
+    errors = [host.communicate(timeout=600)[1] for host in hosts]
+    return [host.returncode for host in hosts], errors
+
+
+@pytest.mark.slow
+def test_two_hosts_stop_together_continue_and_hand_over_to_one(folder, undisturbed, tmp_path):
+    codes, errors = run_hosts(tmp_path, folder, "SIGTERM", 3)
+    assert codes == [130, 130], errors
+    codes, errors = run_hosts(tmp_path, folder, "SIGTERM", 7)
+    assert codes == [130, 130], errors
+    assert len(losses(tmp_path)) < NUM_STEPS
+    assert run_program(tmp_path, folder, devices=4).returncode == 0
     np.testing.assert_allclose(losses(tmp_path), losses(undisturbed[0]), rtol=2e-5)
 
 
@@ -315,6 +347,8 @@ def test_loss_that_is_not_finite_stops_the_run_and_is_not_saved(folder, tmp_path
     saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
     assert max(saved, default=0) < failed
     assert not (tmp_path / "weights.safetensors").exists()
+    with np.load(tmp_path / f"bad_batch_{failed}.npz") as batch:
+        assert batch["image0"].shape == (8, 24, 32, 1)
 
 
 def test_folder_of_another_experiment_is_refused_by_the_setting(folder, undisturbed):

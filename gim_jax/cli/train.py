@@ -13,15 +13,38 @@ def add_arguments(parser) -> None:
         "--config", required=True, help="configs/NAME.py[:ARGUMENT]; --config.KEY=VALUE changes a value"
     )
     parser.add_argument("--workdir", required=True, help="folder of the run: metrics, checkpoints, weights")
+    parser.add_argument(
+        "--coordinator",
+        metavar="auto|HOST:PORT",
+        help="train on several hosts, started alike on each; on TPU pods and under SLURM they find each other (auto)",
+    )
+    parser.add_argument("--num-processes", type=int, help="with HOST:PORT: how many hosts")
+    parser.add_argument("--process-id", type=int, help="with HOST:PORT: which this is, from 0; 0 runs at HOST")
     parser.set_defaults(accepts_overrides=True)
+
+
+def join_hosts(coordinator: str | None, num_processes: int | None, process_id: int | None) -> bool:
+    """Connect with the other hosts, if any. Returns whether this host is the first, which prints and writes."""
+    import jax
+
+    if coordinator == "auto":
+        jax.distributed.initialize()
+    elif coordinator:
+        if num_processes is None or process_id is None or not 0 <= process_id < num_processes:
+            raise ValueError("--coordinator=HOST:PORT needs --num-processes=N and --process-id=0 to N - 1")
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    return jax.process_index() == 0 if coordinator else True
 
 
 def run(args) -> int:
     config = load_config(args.config, args.overrides)
+    first = join_hosts(args.coordinator, args.num_processes, args.process_id)
     from gim_jax.train import loop  # a second of imports that a wrong option need not wait for
 
     with Line(every_s=0.5 if sys.stdout.isatty() else 10.0) as line:
-        result = loop.train(config, args.workdir, line)
+        result = loop.train(config, args.workdir, line if first else None)
+    if not first:
+        return 0
     for reason, count in sorted(result["incidents"].items()):
         print(f"left out {count} times: {reason}", file=sys.stderr)
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items())

@@ -24,6 +24,7 @@ def defaults() -> ConfigDict:
             checkpoint_every=1000,
             keep_checkpoints=2,
             eval_every=0,  # 0 = never
+            profile_steps=(),  # (from, to): steps that the profiler records
             init_weights="",  # safetensors file to start from
             model={"name": ""},
             data=dict(

@@ -36,7 +36,16 @@ from gim_jax.train.writers import Writers
 from gim_jax.weights import store
 
 WEIGHTS = "weights.safetensors"
-FREE = ("log_every", "checkpoint_every", "keep_checkpoints", "mesh", "data.records", "eval.records", "data.num_")
+FREE = (
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "profile_steps",
+    "mesh",
+    "data.records",
+    "eval.records",
+    "data.num_",
+)
 # prefixes of settings that change no loss: a run may continue with other values
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -83,7 +92,8 @@ def run(
         (0 = never), init_weights ("" = from scratch), data (see `Batches`), eval (records, split, num_batches),
         optim (see `make_optimizer`), mesh (fsdp, fsdp_min_size).
       workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and, at the end, the weights
-        `weights.safetensors`.
+        `weights.safetensors`; with `profile_steps` also `profile/` (TensorBoard's profiler), and where the loss is not
+        finite the batch that made it so, `bad_batch_<step>.npz`.
       module, objective: the network and its row of OBJECTIVES.
       meta: what the weights file says of the model.
       progress: called with (steps taken, steps in all, metrics) after every step.
@@ -148,7 +158,7 @@ def run(
                 nonlocal pending, counted
                 if pending is None:
                     return
-                step, metrics = pending
+                step, metrics, batch = pending
                 pending = None
                 with _timed(seconds, "first step" if step == start + 1 else "steps"):
                     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -159,10 +169,11 @@ def run(
                 if step % config.log_every == 0 or step == config.num_steps or not finite:
                     writers.write(step, values)
                 if not finite:
+                    saved = _save_batch(workdir / f"bad_batch_{step}.npz", batch)
                     kept = f"step {checkpoints.latest}" if checkpoints.latest is not None else "none"
                     raise ValueError(
                         f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}: not finite; "
-                        f"last checkpoint: {kept}; lower optim.lr or look at the data"
+                        f"last checkpoint: {kept}; lower optim.lr or look at the data{saved}"
                     )
                 if progress:
                     progress(step, config.num_steps, values)
@@ -188,12 +199,17 @@ def run(
                     raise KeyboardInterrupt
                 if last:
                     break
+                if config.profile_steps and step == config.profile_steps[0]:
+                    jax.profiler.start_trace(str(workdir / "profile"))
                 with _timed(seconds, "data"):
                     batch = sharding.put_batch(mesh, next(batches))
                 with _timed(seconds, "compile" if step == start else "steps"):
                     state, metrics = train_step(state, batch)
                 flush()
-                pending = (step + 1, metrics)
+                pending = (step + 1, metrics, batch)
+                if config.profile_steps and step + 1 == config.profile_steps[1]:
+                    flush()
+                    jax.profiler.stop_trace()
 
         variables = sharding.to_host(state.variables(averaged=True))
         if jax.process_index() == 0:
@@ -230,6 +246,18 @@ def _timed(seconds: dict[str, float], phase: str):
     began = time.monotonic()
     yield
     seconds[phase] += time.monotonic() - began
+
+
+def _save_batch(path: Path, batch: dict[str, jax.Array]) -> str:
+    """Write this host's rows of the batch that made the loss not finite; say where."""
+    rows = {
+        name: np.concatenate([np.asarray(shard.data) for shard in array.addressable_shards])
+        for name, array in batch.items()
+    }
+    if jax.process_count() > 1:
+        path = path.with_stem(f"{path.stem}_host{jax.process_index()}")
+    write_atomic(path, lambda file: np.savez(file, **rows))
+    return f" of the batch in {path}"
 
 
 def _evaluate(eval_step: Callable, state: Any, validation: Batches, num_batches: int, mesh: Any) -> dict[str, float]:
