@@ -57,20 +57,15 @@ def test_official_sizes():
         assert found["kpts1"].shape == (1, 4096, 2) and found["mask"].shape == (1, 4096), name
 
 
-def test_padding_changes_nothing(tiny):
+def test_what_masked_cells_hold_reaches_no_match(tiny):
     module, variables, image0, image1 = tiny
-    plain = matches(loftr.match(module, variables, image0, image1))
     pad = lambda x: np.pad(x, ((0, 0), (0, 24), (0, 16), (0, 0)))  # noqa: E731
     mask = np.zeros((1, 11, 12), bool)
     mask[:, :8, :10] = True
-    padded = matches(loftr.match(module, variables, pad(image0), pad(image1), mask, mask))
-    # convolutions see the zeros of the padding instead of their own: cells near the padding may differ
-    inner = lambda m: {tuple(a): (b, c) for a, b, c in zip(*m) if max(a[0] - 24, a[1] - 8, 0) == 0}  # noqa: E731
-    plain, padded = inner(plain), inner(padded)
-    assert len(plain) > 3
     features = module.apply(variables, pad(image0), pad(image1), mask, mask, method="encode")
     noise = {k: v.at[:, 8:].set(9.0).at[:, :, 10:].set(9.0) if "coarse" in k else v for k, v in features.items()}
     clean, dirty = (loftr.coarse_matches(module.config, f, mask, mask) for f in (features, noise))
+    assert clean["mask"].sum() > 3
     jax.tree.map(np.testing.assert_array_equal, clean, dirty)
 
 
@@ -149,17 +144,17 @@ def dense_loss(a, b, match1, mask0, mask1, kind):
 @pytest.mark.parametrize("kind", ["focal", "cross_entropy"])
 def test_streamed_loss_equals_dense_loss_in_value_and_gradient(kind):
     rng = np.random.default_rng(4)
-    a, b = (rng.standard_normal((2, n, 8)).astype(np.float32) for n in (45, 50))
+    a, b = (rng.standard_normal((2, n, 8)) for n in (45, 50))
     b[:, :45] += 1.5 * a  # some true matches are confident
     match1 = np.where(rng.random((2, 45)) < 0.6, np.arange(45), -1)
     mask0, mask1 = rng.random((2, 45)) < 0.9, rng.random((2, 50)) < 0.9
     streamed = lambda a, b: sum(losses.coarse_loss(a, b, match1, mask0, mask1, kind=kind, chunk=16))  # noqa: E731
-    with jax.default_matmul_precision("highest"):
+    with jax.enable_x64(True):
         value, grads = jax.value_and_grad(streamed, argnums=(0, 1))(a, b)
         expected, expected_grads = jax.value_and_grad(dense_loss, argnums=(0, 1))(a, b, match1, mask0, mask1, kind)
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(value, expected, rtol=1e-9)
     for g, e in zip(grads, expected_grads):
-        np.testing.assert_allclose(g, e, atol=2e-6 + 1e-4 * np.abs(e).max())
+        np.testing.assert_allclose(g, e, atol=1e-9 * np.abs(e).max())
 
 
 def test_streamed_loss_needs_a_quarter_of_the_memory():
