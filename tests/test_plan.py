@@ -1,0 +1,81 @@
+"""The planner: what it counts, against figures by hand; with the TPU compiler where it is installed."""
+
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from gim_jax.cli import main
+from gim_jax.data import records
+from gim_jax.data.pipeline import Batches
+from gim_jax.train import plan, sharding
+from tests.pairs import data_config, make_record
+
+
+def flops(function, *shapes):
+    return plan.count_flops(jax.make_jaxpr(function)(*(jnp.zeros(shape) for shape in shapes)).jaxpr)
+
+
+def test_flops_of_products_convolutions_and_loops_by_hand():
+    assert flops(lambda a, b: a @ b, (3, 5), (5, 7)) == 2 * 3 * 5 * 7
+    assert flops(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), (4, 3, 5), (4, 5, 7)) == 4 * 2 * 3 * 5 * 7
+
+    def conv(x, k, groups=1):
+        return jax.lax.conv_general_dilated(
+            x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+        )
+
+    assert flops(conv, (1, 8, 6, 4), (3, 3, 4, 10)) == 2 * 8 * 6 * 10 * 9 * 4
+    assert flops(lambda x, k: conv(x, k, 4), (1, 8, 6, 4), (3, 3, 1, 4)) == 2 * 8 * 6 * 4 * 9
+    loop = lambda a: jax.lax.scan(lambda x, _: (x @ a, None), a, None, length=11)[0]  # noqa: E731
+    assert flops(jax.jit(loop), (5, 5)) == 11 * 2 * 5**3
+    backward = jax.grad(lambda a: jax.checkpoint(lambda x: jnp.sin(x @ x).sum())(a))
+    assert flops(backward, (5, 5)) == 3 * 2 * 5**3 + 2 * 5**3  # forward, again, and two backward
+
+
+def test_collectives_are_counted_with_their_bytes():
+    text = """
+  %all-reduce.1 = f32[10,3]{1,0:T(8,128)} all-reduce(f32[10,3]{1,0} %x), replica_groups={}
+  %ar = (f32[4]{0}, bf16[8]{0}) all-reduce(%a, %b), to_apply=%add
+  %all-gather-start.2 = (f32[2]{0}, f32[6]{0}) all-gather-start(f32[2]{0} %y)
+  %done = f32[6]{0} all-gather-done(%all-gather-start.2)
+"""
+    counts, moved = plan.collectives(text)
+    assert counts == {"all-reduce": 2, "all-gather": 1}
+    assert moved == 120 + 16 + 16 + (8 + 24) // 2
+
+
+@pytest.mark.parametrize("depth", [False, True])
+def test_described_batch_is_what_the_pipeline_makes(tmp_path, depth):
+    records.write_dataset(tmp_path, "pairs", "train", 1, [records.encode(make_record(i)) for i in range(3)])
+    data = data_config(tmp_path, depth=depth)
+    real = sharding.put_batch(sharding.make_mesh(), next(Batches(data, 0, 8)))
+    described = plan.abstract_batch(data, 8, sharding.make_mesh())
+    form = lambda batch: {k: (v.shape, np.dtype(v.dtype), v.sharding) for k, v in batch.items()}  # noqa: E731
+    assert form(described) == form(real)
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [("--topology=v9:2x2", "--topology: found 'v9:2x2'"), ("--pairs-per-chip=x", "--pairs-per-chip: found 'x'")],
+)
+def test_wrong_option_is_named(capsys, option, message):
+    assert main(["plan", "--config=configs/loftr.py:tiny", option]) == 2
+    assert capsys.readouterr().err.startswith(f"gim-jax plan: {message}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed (tpu-compile)"
+)
+def test_tiny_step_is_planned_for_a_slice(tmp_path, capsys):
+    argv = ["plan", "--config=configs/loftr.py:tiny", "--topology=v5e:2x2", "--pairs-per-chip=2", f"--out={tmp_path}"]
+    assert main(argv) == 0
+    printed = capsys.readouterr().out
+    assert "v5e:2x2" in printed and "yes" in printed
+    header, row = (tmp_path / "plan.csv").read_text().splitlines()
+    values = dict(zip(header.split(","), row.split(",")))
+    assert values["chips"] == "4" and 0 < float(values["hbm_gib"]) < 16 and float(values["tflop"]) > 0
+    assert (tmp_path / "plan.png").read_bytes()[:4] == b"\x89PNG"
