@@ -258,7 +258,7 @@ def _windows(labels: _Labels, config) -> Iterator[_Window]:
             levels = prop.propagate(base, labels.min_matches, config.link_radius_px, config.link_rule)
             levels = [prop.first_starts(level, inside) for level in levels]
             fitted = [
-                _refit(level, kinds.get(level.step, [])[:inside], labels.min_matches, labels.direct.size, config, pool)
+                refit(level, kinds.get(level.step, [])[:inside], labels.min_matches, labels.direct.size, config, pool)
                 for level in levels
             ]
             fitted = [(level, kind) for level, kind in fitted if level.mask.any()]
@@ -269,7 +269,7 @@ def _columns(row: PairLabels | None) -> dict[str, np.ndarray] | None:
     return None if row is None or not row.kind else {"xy": row.xy, "conf": row.conf, "teacher": row.teacher}
 
 
-def _refit(level: prop.Level, direct_kinds: list[str], min_matches: int, size, config, pool):
+def refit(level: prop.Level, direct_kinds: list[str], min_matches: int, size, config, pool):
     """Fit each propagated pair again and drop what the chain carried off; a direct pair is fitted already.
 
     Returns:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from data_prep import local_motion
 from gim_jax.ops import linking
 
 MIN_PAIRS_PER_DEVICE = 64  # fewer are not worth the communication
@@ -84,7 +85,8 @@ def propagate(
         `MAX_STEP` apart are not made, so a start depends on the `MAX_STEP` after it alone.
       min_matches: pairs with as many or fewer are dropped, at every interval.
       radius_px: two labels are linked where they are closer than this in the middle frame.
-      rule: "paper", or "released" for the code's "same rounded pixel in the middle frame", to compare with.
+      rule: "paper"; "released" for the code's "same rounded pixel in the middle frame", to compare with; or "local",
+        the paper's and what `local_motion.carry` adds.
 
     Returns:
       The kept labels, one level per interval from the shortest on.
@@ -126,15 +128,19 @@ def _round(level: Level, direct: Level | None, radius_px: float, rule: str) -> L
         direct = replace(level, mask=np.zeros_like(level.mask))
     rows = _capacity(num_starts)
     width = max(level.mask.shape[1], direct.mask.shape[1])
-    arrays = [_shard(_pad(part, rows, width)) for part in (level, direct)]
-    fields = _round_jit(*arrays, jnp.int32(level.step), radius_px=radius_px, rule=rule)
+    one, two = (_shard(_pad(part, rows, width)) for part in (level, direct))
+    linked = _linked_jit(one, jnp.int32(level.step), radius_px=radius_px, rule=rule)
+    if rule == "local":
+        linked = _shard(_carried(level, {name: np.asarray(value) for name, value in linked.items()}, radius_px))
+    fields = _merged_jit(linked, two, radius_px=radius_px)
     fields = {name: np.asarray(value)[:num_starts] for name, value in fields.items()}
     width = _capacity(fields["mask"].sum(1).max(initial=0))
     return Level(2 * level.step, **{name: value[:, :width] for name, value in fields.items()})
 
 
 @partial(jax.jit, static_argnames=("radius_px", "rule"))
-def _round_jit(level: dict, direct: dict, step, radius_px: float, rule: str) -> dict:
+def _linked_jit(level: dict, step, radius_px: float, rule: str) -> dict:
+    """The labels of (X, X + 2 step) that those of (X, X + step) and (X + step, X + 2 step) make."""
     starts = jnp.arange(len(level["mask"]))
     later = {name: jnp.roll(value, -step, axis=0) for name, value in level.items()}
     later["mask"] &= (starts + step < len(starts))[:, None]
@@ -146,13 +152,36 @@ def _round_jit(level: dict, direct: dict, step, radius_px: float, rule: str) -> 
         name: jnp.take_along_axis(value, jnp.maximum(row, 0).reshape(row.shape + (1,) * (value.ndim - 2)), axis=1)
         for name, value in later.items()
     }
-    linked = {
+    return {
         "xy": jnp.concatenate([level["xy"][..., :2], partner["xy"][..., 2:]], -1),
         "conf": jnp.minimum(level["conf"], partner["conf"]),
         "hops": level["hops"] + partner["hops"],
         "teacher": level["teacher"],
         "mask": row >= 0,
     }
+
+
+def _carried(level: Level, linked: dict[str, np.ndarray], radius_px: float) -> dict[str, np.ndarray]:
+    """Add to links where labels meet those that the local motion of the labels around makes."""
+    linked = {name: np.array(value) for name, value in linked.items()}
+    for start in np.flatnonzero(level.mask.any(1)).tolist():
+        if start + level.step >= len(level.mask) or not level.mask[start + level.step].any():
+            continue
+        alone = np.flatnonzero(level.mask[start] & ~linked["mask"][start, : level.mask.shape[1]])
+        later = level.pair(start + level.step)
+        places, good = local_motion.carry(level.xy[start, alone], later["xy"], radius_px)
+        alone, places = alone[good], places[good]
+        linked["xy"][start, alone] = np.concatenate([level.xy[start, alone, :2], places], 1)
+        linked["conf"][start, alone] = level.conf[start, alone]
+        linked["hops"][start, alone] = level.hops[start, alone] + int(later["hops"].max())
+        linked["mask"][start, alone] = True
+    return linked
+
+
+@partial(jax.jit, static_argnames="radius_px")
+def _merged_jit(linked: dict, direct: dict, radius_px: float) -> dict:
+    """Direct labels, then the linked ones that lie beside none of them in either frame; valid rows first."""
+    linked = dict(linked)
     for side in (slice(0, 2), slice(2, 4)):
         taken = linking.is_near(
             linked["xy"][..., side], linked["mask"], direct["xy"][..., side], direct["mask"], radius_px

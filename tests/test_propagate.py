@@ -124,10 +124,10 @@ def test_rounds_equal_a_loop_over_pairs_with_the_numpy_link():
 
 
 def test_one_compilation_for_videos_of_similar_length():
-    prop._round_jit.clear_cache()
+    prop._linked_jit.clear_cache()
     for num_frames in (17, 20, 30):
         prop.propagate({1: direct_level(1, num_frames=num_frames)}, min_matches=10)
-    assert prop._round_jit._cache_size() == 1
+    assert prop._linked_jit._cache_size() == 1
 
 
 @pytest.mark.slow
