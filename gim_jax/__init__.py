@@ -5,11 +5,19 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gim_jax.api import list_models, load_matcher, match
-    from gim_jax.types import Matches
+    from gim_jax.api import enable_compilation_cache, list_models, load_matcher, match
+    from gim_jax.types import Features, Matches, Warp
 
-_API = {"match": "api", "load_matcher": "api", "list_models": "api", "Matches": "types"}
-__all__ = ["Matches", "list_models", "load_matcher", "match"]
+_API = {
+    "match": "api",
+    "load_matcher": "api",
+    "list_models": "api",
+    "enable_compilation_cache": "api",
+    "Features": "types",
+    "Matches": "types",
+    "Warp": "types",
+}
+__all__ = ["Features", "Matches", "Warp", "enable_compilation_cache", "list_models", "load_matcher", "match"]
 
 
 def __getattr__(name: str):

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+PNG = b"\x89PNG\r\n\x1a\n"
 IMREAD = cv2.IMREAD_COLOR_RGB  # turns as EXIF says, cuts to 8 bit, CMYK and palettes to RGB, drops alpha
 
 
@@ -52,6 +53,12 @@ def decode_image(data: bytes, name: str, *, exif: bool = True) -> np.ndarray:
     if not data:
         raise ValueError(f"{name}: the file is empty, expected an image")
     try:
+        if data.startswith(PNG):  # about these libpng would write to the terminal
+            width, height = (int.from_bytes(data[i : i + 4]) for i in (16, 20))
+            if not width or not height:
+                raise ValueError(f"found {width}x{height} px")
+            if b"IEND" not in data[-32:]:
+                raise ValueError(f"{len(data)} bytes without an end")
         Image.open(io.BytesIO(data))  # reads the header alone and bounds the size before anything is decoded
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: cannot be decoded: {error}") from error

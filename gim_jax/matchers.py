@@ -138,7 +138,7 @@ class Matcher:
         be held (`prefetch.load_pairs`). Pairs of equal size bucket go through the network `batch_size` at a time.
 
         Raises:
-          ValueError: an image that cannot be read, where its turn comes.
+          ValueError: an image that cannot be read, after the pairs before it.
         """
         waiting: dict[Any, list[tuple[int, Any]]] = {}
         running: deque[tuple[Any, Any]] = deque()
@@ -153,7 +153,17 @@ class Matcher:
             indices, handle = running.popleft()
             done.update(zip(indices, self._finish(handle)))
 
-        for index, pair in enumerate(load_pairs(list(pairs), self._load, ahead + self.batch_size)):
+        def load(source):
+            try:
+                return self._load(source)
+            except ValueError as error:  # raised below, after the pairs before it
+                return error
+
+        faults: list[ValueError] = []
+        for index, pair in enumerate(load_pairs(list(pairs), load, ahead + self.batch_size)):
+            faults = [item for item in pair if isinstance(item, ValueError)]
+            if faults:
+                break
             bucket = self._bucket(pair)
             waiting.setdefault(bucket, []).append((index, pair))
             if len(waiting[bucket]) == self.batch_size:
@@ -172,6 +182,8 @@ class Matcher:
         while turn in done:
             yield done.pop(turn)
             turn += 1
+        if faults:
+            raise faults[0]
 
     def _load(self, source: Any) -> Any:
         raise NotImplementedError

@@ -52,9 +52,7 @@ def test_alpha_is_dropped(tmp_path):
 
 def test_palette(tmp_path):
     palette = Image.fromarray(RGB).quantize(64)
-    np.testing.assert_array_equal(
-        im.read_image(save(tmp_path, palette, "p.png")), np.asarray(palette.convert("RGB"))
-    )
+    np.testing.assert_array_equal(im.read_image(save(tmp_path, palette, "p.png")), np.asarray(palette.convert("RGB")))
 
 
 def test_cmyk_jpeg(tmp_path):
@@ -107,6 +105,19 @@ def test_truncated_files(tmp_path, suffix, share, capfd):
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(ValueError, match=rf"t\.{suffix}: .*truncated"):
         im.read_image(path)
+
+
+def test_libpng_is_not_asked_about_a_cut_or_empty_picture(tmp_path, capfd):
+    """It would print to the terminal."""
+    path = save(tmp_path, Image.fromarray(RGB), "t.png")
+    cut = path.read_bytes()[:-20]
+    header = b"IHDR" + struct.pack(">IIBBBBB", 0, 0, 8, 2, 0, 0, 0)
+    none = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    for data, message in ((cut, "bytes without an end"), (none, "found 0x0 px")):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=message):
+            im.read_image(path)
+    assert capfd.readouterr().err == ""
 
 
 def test_files_that_are_no_images(tmp_path):

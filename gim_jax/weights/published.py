@@ -79,6 +79,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
         Part("disk-depth-save.pth", "extractor.unet.path_down.0.1.3.weight", (), WHEEL + "disk-depth-save.pth"),
         Part("disk_lightglue.pth", LIGHTGLUE.key, LIGHTGLUE.rules, WHEEL + "disk_lightglue.pth"),
     ),
+    "lightglue_aliked": (Part("aliked_lightglue.pth", LIGHTGLUE.key, LIGHTGLUE.rules, WHEEL + "aliked_lightglue.pth"),),
     "lightglue_sift": (LIGHTGLUE,),
     "lightglue_doghardnet": (LIGHTGLUE,),
     "gim_lightglue": (
