@@ -1,6 +1,7 @@
 """LightGlue: padding, early stop and pruning per pair, heads; parity with the official code is in test_parity."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,8 @@ def variables():
     x = cut(features(np.random.default_rng(0), 2, 2, 32), 2)
     variables = random_variables(LightGlueMatcher(SMALL), x, x, SIZE, SIZE)
     for i in range(3):
-        variables["params"][f"log_assignment_{i}"]["final_proj"]["kernel"] *= 3  # uneven scores
-        variables["params"][f"log_assignment_{i}"]["matchability"]["kernel"] *= 2
+        variables["params"][f"log_assignment_{i}"]["final_proj"]["kernel"] *= 0.5
+        variables["params"][f"log_assignment_{i}"]["matchability"]["kernel"] *= 2  # some can be dropped
     return variables
 
 
@@ -36,11 +37,11 @@ def batch_of(counts, capacity, seed=1):
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_pairs_of_a_batch_and_their_padding_do_not_mix(variables, adaptive):
     """Two pairs, padded; with `adaptive` they stop at different layers and drop different points."""
-    config = dataclasses.replace(SMALL, depth_confidence=0.5, width_confidence=0.6) if adaptive else SMALL
+    config = dataclasses.replace(SMALL, depth_confidence=0.53, width_confidence=0.6) if adaptive else SMALL
     variables = jax.tree.map(np.copy, variables)
     heads = variables["params"]["token_confidence_0"]["token_0"]
-    heads["kernel"] *= 6
-    heads["bias"] = heads["bias"] * 0 + 2.0
+    heads["kernel"] *= 20  # about half of the points are sure after the first layer
+    heads["bias"] = heads["bias"] * 0 + 1.0
     module = LightGlueMatcher(config)
     counts = [(13, 20), (17, 5)]
     pairs, batch = batch_of(counts, (18, 21), seed=3)
@@ -135,12 +136,14 @@ def test_number_of_parameters(name, count):
 
 def test_identical_images_match_point_to_point():
     """Whatever the weights, equal images have equal descriptors: matches lie on the diagonal."""
-    config = dataclasses.replace(SMALL, extractor=DiskConfig(16, threshold=-1e9), input_dim=128)
+    config = dataclasses.replace(SMALL, extractor=DiskConfig(16, threshold=-1e9), input_dim=128, dim=128)
     module = LightGlue(config)
     image = np.random.default_rng(0).random((1, 32, 48, 3), np.float32)
     variables = random_variables(module, jnp.asarray(image), jnp.asarray(image))
-    for name, kernel in (("log_assignment_2", 30.0),):
-        variables["params"]["matcher"][name]["final_proj"]["kernel"] *= kernel
+    for kind, layer in itertools.product(("self_attn", "cross_attn"), range(3)):
+        # small updates leave descriptors at about equal lengths, so that each is most similar to itself
+        for value in variables["params"]["matcher"][f"transformers_{layer}"][kind]["ffn_3"].values():
+            value *= 0.02
     traces = []
 
     @jax.jit
