@@ -61,7 +61,8 @@ def zeb_plan(
         folders = ", ".join(s.folder for s in zeb.SETS.values())
         raise ValueError(f"{root}: found no set of ZEB, expected folders named {folders}")
     chosen = [pair for name in (sets or there) for pair in zeb.read_set(root, name)]
-    family = get_model(model).family
+    info = get_model(model)
+    family = info.family
     settings = {"long_side": None} if family == "rootsift" else {**zeb.MATCHER, **zeb.FAMILY_SETTINGS.get(family, {})}
     modes = ("corrected", "released") if mapping == "corrected" else ("released", "corrected")
     return Plan(
@@ -69,7 +70,7 @@ def zeb_plan(
         zeb.subset(chosen, overlap, fraction),
         [Protocol(mapping=mode) for mode in modes],
         settings,
-        zeb.feeds(family),
+        zeb.feeds(family, gray=info.channels == 1 and family != "rootsift"),
         expected=published.PAIRS,
     )
 
@@ -106,8 +107,11 @@ def preset_plan(benchmark: str, root: str | Path, model: str, protocol: str | No
     feed, settings, how = preset(table, protocol or _preset_name(table, family), family)
     if family == "rootsift":
         settings = {"long_side": None}
-    else:
-        settings = {**zeb.MATCHER, **(settings if family in zeb.DENSE_FAMILIES else {})}
+    elif "short_side" in dict(feed.resize):
+        feed, settings = replace(feed, gray=get_model(model).channels == 1), zeb.MATCHER
+    else:  # the network resizes by the protocol's rule, in its own way
+        feed = replace(feed, inside=True)
+        settings = {**zeb.MATCHER, **dict(feed.resize), **(settings if family in zeb.DENSE_FAMILIES else {})}
     (name,) = expected
     return Plan(benchmark, read(root), [how], settings, {name: feed}, thresholds, expected)
 

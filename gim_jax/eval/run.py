@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -23,15 +23,16 @@ from typing import Any
 
 import numpy as np
 
+from gim_jax import geometry
 from gim_jax.config import config_hash
 from gim_jax.data.tfrecord import write_atomic
 from gim_jax.eval import document, metrics, statistics
 from gim_jax.eval.chunks import read_chunk, write_chunk
 from gim_jax.eval.measure import COLUMNS, Pair, Protocol, frame_scale, measure_chunk, precision
-from gim_jax.image import pad_bottom_right, read_image, resize, size_of, target_size
+from gim_jax.image import pad_bottom_right, read_image, resize, size_of, target_size, to_gray
 
-CHUNK = 32  # pairs of a file: what is matched again at worst after a kill
-READ_AHEAD = 8  # pairs decoded while the matcher works
+CHUNK = 16  # pairs of a file: what is matched again at worst after a kill; images are decoded a chunk ahead
+DECODERS = 2  # threads, of each matcher
 
 
 @dataclass
@@ -60,10 +61,14 @@ class Feed:
     Attributes:
       resize: keywords of `image.target_size`; or `short_side`: that many pixels, the ratio kept, rounded.
       canvas: (width, height) to which the image is padded with zeros, None for no padding.
+      gray: resize luma, as the protocols of networks that take gray images do, not colours.
+      inside: the matcher resizes by the same rule, so the image goes to it as it is.
     """
 
     resize: tuple[tuple[str, Any], ...] = ()
     canvas: tuple[int, int] | None = None
+    gray: bool = False
+    inside: bool = False
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
         """Return the image to match, and the sizes (stored, resized, fed)."""
@@ -72,7 +77,9 @@ class Feed:
         if "short_side" in rule:
             rule = {"exact": tuple(np.rint(frame_scale(stored, rule) * stored).astype(int).tolist())}
         size = target_size(stored, **rule)
-        image = resize(image, size)
+        if self.inside:
+            return image, [stored, size, size]
+        image = resize(to_gray(image) if self.gray else image, size)
         if self.canvas is not None:
             image = pad_bottom_right(image, tuple(np.maximum(size, self.canvas)))
         return image, [stored, size, size_of(image)]
@@ -151,16 +158,28 @@ def run(
                     state.add(future)
             state.count(len(chunk))
 
+        def start(pool: ThreadPoolExecutor) -> tuple[int, dict | None] | None:
+            """Take a chunk and begin to decode its images, None of them where its matches are there."""
+            index = state.take()
+            if index is None:
+                return None
+            path, _ = files[index]
+            if path.exists() and not _lost_some(path):
+                return index, None
+            return index, _decode(pool, pairs[slice(*spans[index])], feeds)
+
         def work(make: Callable[[], Any]) -> None:
             matcher = None
-            while (index := state.take()) is not None:
-                path, outs = files[index]
-                if not path.exists() or _lost_some(path):
-                    for out in outs:
-                        out.unlink(missing_ok=True)
-                    matcher = matcher or make()
-                    _match_chunk(pairs[slice(*spans[index])], feeds, matcher, path)
-                measure(index)
+            with ThreadPoolExecutor(DECODERS) as decoders:
+                ahead = start(decoders)
+                while ahead is not None:
+                    (index, images), ahead = ahead, start(decoders)
+                    if images is not None:
+                        for out in files[index][1]:
+                            out.unlink(missing_ok=True)
+                        matcher = matcher or make()
+                        _match_chunk(pairs[slice(*spans[index])], feeds, images, matcher, files[index][0])
+                    measure(index)
 
         _in_threads(work, matchers, state)
         try:
@@ -229,66 +248,55 @@ def _lost_some(path: Path) -> bool:
     return bool(read_chunk(path)["lost"].any())
 
 
-def _match_chunk(pairs: Sequence[Pair], feeds: Mapping[str, Feed], matcher: Any, path: Path) -> None:
-    """Match a chunk of pairs and write the file of it."""
-    begin = time.monotonic()
-    kpts: tuple[list, list] = ([], [])
-    conf, sizes, reasons = [], np.zeros((len(pairs), 2, 3, 2), np.int32), []
-    with ThreadPoolExecutor(2) as pool:
-        decoded = _prefetch(pool, lambda pair: _read(pair, feeds.get(pair.set, Feed())), pairs, READ_AHEAD)
-        for batch in _batches(decoded, matcher.batch_size):
-            there = [item for item in batch if not isinstance(item, ValueError)]
-            found = iter(matcher.match_batch([images for images, _ in there]) if there else ())
-            for item in batch:
-                index = len(reasons)
-                if isinstance(item, ValueError):
-                    reasons.append(str(item))
-                    found_here = [np.zeros((0, 2), np.float32)] * 2, np.zeros(0, np.float32)
-                else:
-                    reasons.append("")
-                    matches = next(found)
-                    sizes[index] = item[1]
-                    found_here = (matches.kpts0, matches.kpts1), matches.conf
-                for side in (0, 1):
-                    kpts[side].append(found_here[0][side])
-                conf.append(found_here[1])
-    arrays = {"kpts0": np.concatenate(kpts[0]), "kpts1": np.concatenate(kpts[1]), "conf": np.concatenate(conf)}
-    arrays |= {"num_matches": np.array([len(c) for c in conf]), "sizes": sizes, "reasons": np.array(reasons)}
-    arrays |= {"lost": np.array([bool(r) for r in reasons]), "seconds": np.float64(time.monotonic() - begin)}
-    write_chunk(path, arrays)
+def _key(pair: Pair, side: int) -> tuple:
+    return (pair.path0, pair.turns0, pair.set) if side == 0 else (pair.path1, pair.turns1, pair.set)
 
 
-def _read(pair: Pair, feed: Feed):
-    """Decode, turn upright and feed: the two images and their sizes; a ValueError instead of a pair that is lost."""
+def _decode(pool: ThreadPoolExecutor, pairs: Sequence[Pair], feeds: Mapping[str, Feed]) -> dict[tuple, Future]:
+    """Begin to decode the images of a chunk, each once: a matcher then detects keypoints once, too."""
+    keys = dict.fromkeys(_key(pair, side) for pair in pairs for side in (0, 1))
+    return {key: pool.submit(_read, key[0], key[1], feeds.get(key[2], Feed())) for key in keys}
+
+
+def _read(path: Path, turns: int, feed: Feed):
+    """Decode, turn upright and feed: the image and its sizes; a ValueError instead of one that cannot be read."""
     try:
-        images = [read_image(path, exif=False) for path in (pair.path0, pair.path1)]
+        image = read_image(path, exif=False)
     except ValueError as error:
         return error
-    turned = [np.ascontiguousarray(np.rot90(i, turns)) for i, turns in zip(images, (pair.turns0, pair.turns1))]
-    fed = [feed(image) for image in turned]
-    return tuple(image for image, _ in fed), [sizes for _, sizes in fed]
+    return feed(np.ascontiguousarray(np.rot90(image, turns)))
 
 
-def _prefetch(pool: ThreadPoolExecutor, function: Callable, items: Iterable, ahead: int) -> Iterator:
-    """Yield function(item) in order, computed up to `ahead` items early by the pool."""
-    waiting: deque = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _batches(items: Iterator, size: int) -> Iterator[list]:
-    batch: list = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _match_chunk(
+    pairs: Sequence[Pair], feeds: Mapping[str, Feed], images: Mapping[tuple, Future], matcher: Any, path: Path
+) -> None:
+    """Match a chunk of pairs and write the file of it."""
+    begin = time.monotonic()
+    fed = [[images[_key(pair, side)].result() for side in (0, 1)] for pair in pairs]
+    faults = [next((item for item in both if isinstance(item, ValueError)), None) for both in fed]
+    there = [(both[0][0], both[1][0]) for both, fault in zip(fed, faults) if fault is None]
+    found = iter(matcher.match_batch(there) if there else ())
+    sizes = np.zeros((len(pairs), 2, 3, 2), np.int32)
+    kpts: tuple[list, list] = ([], [])
+    conf = []
+    for index, (pair, both, fault) in enumerate(zip(pairs, fed, faults)):
+        if fault is not None:
+            points, conf_here = [np.zeros((0, 2), np.float32)] * 2, np.zeros(0, np.float32)
+        else:
+            matches = next(found)
+            points, conf_here = [matches.kpts0, matches.kpts1], matches.conf
+            sizes[index] = both[0][1], both[1][1]
+            if feeds.get(pair.set, Feed()).inside:  # into the pixels in which the matcher worked
+                ratios = [np.divide(s[1], s[0]) for s in sizes[index]]
+                points = [geometry.scale_points(p, r).astype(np.float32) for p, r in zip(points, ratios)]
+        for side in (0, 1):
+            kpts[side].append(points[side])
+        conf.append(conf_here)
+    arrays = {"kpts0": np.concatenate(kpts[0]), "kpts1": np.concatenate(kpts[1]), "conf": np.concatenate(conf)}
+    arrays |= {"num_matches": np.array([len(c) for c in conf]), "sizes": sizes}
+    arrays |= {"reasons": np.array([str(fault or "") for fault in faults])}
+    arrays |= {"lost": np.array([fault is not None for fault in faults])}
+    write_chunk(path, {**arrays, "seconds": np.float64(time.monotonic() - begin)})
 
 
 def _collect(files: Sequence[tuple[Path, list[Path]]], num_pairs: int) -> Done:

@@ -76,7 +76,7 @@ CANVAS_FAMILIES = (
     "dkm",
 )  # see the padding; other networks get sizes or masks, and padding is nothing to them
 DENSE_FAMILIES = ("dkm",)  # coordinates are fractions of the input
-MATCHER = {"long_side": None, "exact": None, "multiple": 1}  # images come in their final size
+MATCHER = {"long_side": None, "exact": None, "multiple": 1, "aspect": None}  # images come in their final size
 FAMILY_SETTINGS = {"dkm": {"size": (880, 660), "upsample_size": (1536, 1152)}}  # GIM's benchmark, larger than its demo
 
 
@@ -156,10 +156,14 @@ def data_hash(pairs: Sequence[Pair]) -> str:
     return digest.hexdigest()
 
 
-def feeds(family: str) -> dict[str, run.Feed]:
-    """Return what is done to the images of each set for a family of matchers: the padding only where it is seen."""
+def feeds(family: str, gray: bool = False) -> dict[str, run.Feed]:
+    """Return what is done to the images of each set for a family of matchers: the padding only where it is seen.
+
+    Args:
+      gray: for networks of gray images.
+    """
     padded = family in CANVAS_FAMILIES
-    return {name: s.feed if padded else replace(s.feed, canvas=None) for name, s in SETS.items()}
+    return {name: replace(s.feed, canvas=s.canvas if padded else None, gray=gray) for name, s in SETS.items()}
 
 
 def add_baselines(sets: Sequence[dict[str, Any]]) -> None:
