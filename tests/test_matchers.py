@@ -31,7 +31,7 @@ def sparse_matcher():
 
 
 def dense_matcher():
-    settings = dict(thr=0.0, coarse_layers=("cross",))
+    settings = dict(thr=0.0, border_rm=0, coarse_layers=("cross",))
     config = replace(loftr.CONFIGS["loftr_tiny"], **settings)
     frame = np.zeros((1, 64, 64, 1), np.float32)
     variables = random_variables(loftr.LoFTR(config), frame, frame)
