@@ -106,12 +106,15 @@ def export(
       the description.
 
     Raises:
-      ValueError: what `load_matcher` refuses, RootSIFT, a size, batch or platform that cannot be, a missing folder.
+      ValueError: what `load_matcher` refuses, a model without a network or without its keypoints' detector, a size,
+        batch or platform that cannot be, a missing folder.
     """
     out = Path(out)
     info = get_model(name)
     if info.family == "rootsift":
         raise ValueError("model: rootsift runs in OpenCV and has no network to export")
+    if getattr(info.config, "extractor", info) is None:
+        raise ValueError(f"model: {name} matches keypoints that come from elsewhere; an artefact takes images alone")
     width, height = size = size or _preset_size(info)
     if any(n % info.bucket or not 0 < n <= MAX_SIDE for n in size):
         expected = f"multiples of {info.bucket} up to {MAX_SIDE} (the size bucket of {name})"

@@ -95,6 +95,7 @@ def test_description_says_what_goes_in_and_comes_out(weights, artefact):
     [
         ({"--model": ["nope"]}, "model: found 'nope', expected one of rootsift"),
         ({"--model": ["rootsift"]}, "rootsift runs in OpenCV"),
+        ({"--model": ["superglue_rootsift"]}, "superglue_rootsift matches keypoints that come from elsewhere"),
         ({"--model": ["gim_loftr"]}, "tiny.safetensors: weights of 'loftr_tiny', expected gim_loftr"),
         ({"--weights": ["/none.safetensors"]}, "/none.safetensors: no such file"),
         ({"--size": ["100", "128"]}, "size: found 100x128, expected multiples of 64 up to 8192"),

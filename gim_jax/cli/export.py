@@ -13,7 +13,7 @@ weights of the same network, and carries no licence but this package's."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = f"{parser.description}. {HELP}"
-    parser.add_argument("--model", required=True, help="a name of `gim-jax models`, but rootsift")
+    parser.add_argument("--model", required=True, help="a name of `gim-jax models` that takes images")
     parser.add_argument("--weights", required=True, metavar="FILE", help="the model's .safetensors file")
     parser.add_argument("out", metavar="OUT", help="where to write, e.g. loftr.stablehlo; OUT.json stands beside it")
     parser.add_argument(
