@@ -52,6 +52,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--json")
     args = parser.parse_args()
+    if not (SHARED / "data").is_dir():
+        raise SystemExit(f"no folder of real pairs at {SHARED / 'data'} (set GIM_JAX_SHARED)")
     load = os.getloadavg()[0]
     api.enable_compilation_cache()
     rows, seconds = [("run", "pairs", "wall s", "pairs/s", "matching s", "poses s")], {}

@@ -147,6 +147,8 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["KIT", "ICL", "GL3", "ETO"], choices=list(SOURCES))
     parser.add_argument("--json")
     args = parser.parse_args()
+    if not (SHARED / "data").is_dir():
+        raise SystemExit(f"no folder of real pairs at {SHARED / 'data'} (set GIM_JAX_SHARED)")
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -353,3 +353,16 @@ def test_padding_of_dense_matchers_is_undone_or_released_and_both_are_reported(t
     assert plan.matcher["size"] == (880, 660) and plan.matcher["aspect"] is None
     got = np.unique(seen, axis=0)  # measured in any order
     np.testing.assert_allclose(got, [[1200.5 * 120 / 1240, 360.5 * 80 / 384], [1200, 360]], rtol=1e-6)
+
+
+def test_pairs_without_a_baseline_are_left_out_beside(tmp_path, capsys):
+    folder = write_set(tmp_path / "data", "NIG", 3)
+    path = folder / "s0_0_1.txt"
+    path.write_text(line("0 1", T=np.array([[1, 0, 0, 0.02], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])))
+    plan = benchmarks.zeb_plan(tmp_path / "data", "rootsift")
+    content, _ = benchmarks.evaluate(plan, "rootsift", folder=tmp_path / "run", num_workers=0)
+    (record,) = content["results"][0]["sets"]
+    errors = dict(zip(record["pairs"]["identifier"], record["pairs"]["error"]))
+    kept = [np.inf if e is None else e for name, e in errors.items() if name != "s0#0#1"]
+    assert record["num_without_baseline"] == 1
+    assert record["auc_with_baseline"]["5"] == pytest.approx(auc5(kept) / 100)

@@ -169,7 +169,8 @@ def print_results(benchmark: str, results: list[dict], png: str | None) -> int:
 
     zeb = benchmark == "zeb"
     tables = [compare.table_one(results) if zeb else compare.threshold_rows(benchmark, results)]
-    tables += [compare.residual_rows(results), compare.threshold_means(results)] if zeb else []
+    more = (compare.residual_rows, compare.threshold_means, compare.baseline_rows)
+    tables += [rows(results) for rows in more] if zeb else []
     tables += [compare.overlap_rows(results), compare.interval_rows(results), compare.difference_rows(results)]
     print("\n\n".join(format_table(rows) for rows in tables if len(rows) > 1))
     if png:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gim_jax import api
+from gim_jax import __version__, api
 from gim_jax.eval import document, metrics, pairs, published, run, zeb
 from gim_jax.eval.hpatches import HPATCHES, NUM_PAIRS, THRESHOLDS_PX, read_hpatches
 from gim_jax.eval.in_domain import MEGADEPTH, PRESET_OF, SCANNET, preset, read_megadepth, read_scannet
@@ -181,6 +181,7 @@ def evaluate(
     described = first.describe()
     sha256 = (described.pop("weights", None) or {}).get("sha256")
     settings = {
+        "gim_jax": __version__,
         "benchmark": plan.benchmark,
         "data_sha256": zeb.data_hash(plan.pairs),
         "num_pairs": len(plan.pairs),

@@ -132,6 +132,18 @@ def overlap_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return rows
 
 
+def baseline_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return AUC@5 of the metric sets without the pairs that have no baseline to speak of; the heading alone if
+    unknown."""
+    rows: list[tuple[str, ...]] = [("AUC@5 without pairs < 5 cm apart", *published.SETS)]
+    for result in results:
+        known = {r["set"]: r for r in result["sets"] if r.get("auc_with_baseline") and r.get("num_without_baseline")}
+        cells = {n: f"{100 * next(iter(r['auc_with_baseline'].values())):.2f}" for n, r in known.items()}
+        if cells:
+            rows.append((result["method"], *(cells.get(name, "-") for name in published.SETS)))
+    return rows
+
+
 def intervals(result: Mapping[str, Any], num: int = statistics.NUM_RESAMPLES) -> np.ndarray:
     """Return [sets + 1, 2] percent: the 95 % bootstrap interval of each set's AUC at the first threshold, the last
     row that of their mean."""

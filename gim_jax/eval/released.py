@@ -54,8 +54,9 @@ def find(folder: str | Path) -> tuple[dict[tuple[str, str], dict[str, Path]], li
     skipped = []
     for path in sorted(folder.iterdir()):
         tokens = path.name.removesuffix(".txt").split()
-        if len(tokens) != 4 or tokens[0] != "[T]" or path.suffix != ".txt" or not path.is_file():
-            skipped.append(f"{path.name}: not named '[T] <model> <set> <version>.txt'")
+        plain = path.name.isprintable() and path.suffix == ".txt" and path.is_file()
+        if len(tokens) != 4 or tokens[0] != "[T]" or not plain:
+            skipped.append(f"{ascii(path.name)[1:-1]}: not named '[T] <model> <set> <version>.txt'")
             continue
         _, model, name, version = tokens
         if name not in SET_NAMES:
