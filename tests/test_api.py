@@ -180,24 +180,6 @@ def test_every_model_has_a_configuration_and_a_family():
             assert info.channels == getattr(info.config, "in_channels", info.channels)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        "loftr_outdoor",
-        "loftr_outdoor_ot",
-        "gim_loftr",
-        "gim_dkm",
-        "superglue_outdoor",
-        "gim_lightglue",
-        "lightglue_disk",
-    ],
-)
-def test_numbers_of_parameters(name):
-    leaves = jax.tree.leaves(MODELS[name].template()["params"])
-    assert sum(int(np.prod(leaf.shape)) for leaf in leaves) == MODELS[name].num_params
-
-
 @pytest.mark.parametrize("image", [np.zeros((200, 280, 3), np.uint8), IMAGE1])
 def test_network_stays_finite_on_black_and_on_identical_images(matcher, image):
     matches = matcher(image, image)
