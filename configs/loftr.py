@@ -31,14 +31,14 @@ def get_config(argument: str = ""):
     config.data.update(size=(840, 840), channels=1, depth=True)
     config.optim.update(lr=1e-3, min_lr=5e-5, weight_decay=0.1)
     if argument == "outdoor":
-        use_model(config, "loftr_outdoor", temp_bug_fix=True)  # right for every training from scratch
+        use_model(config, "loftr_outdoor", temp_bug_fix=True, remat=True)  # the fix: right for training from scratch
         config.num_steps = 30 * OUTDOOR_EPOCH
         config.data.sampling.update(per_scene=100, min_overlap=0.1, max_overlap=0.7)
         config.data.augment.update(rescale_prob=0.0, dark_prob=0.0, perspective_prob=0.0)  # the original has none
         config.optim.update(lr=8e-3, lr_scaling="linear", min_lr=0.0, warmup_steps=1875, decay="steps")
         config.optim.decay_at = tuple(epoch * OUTDOOR_EPOCH for epoch in (8, 12, 16, 20, 24))
     elif argument == "gim":
-        use_model(config, "gim_loftr", temp_bug_fix=True)
+        use_model(config, "gim_loftr", temp_bug_fix=True, remat=True)
         config.num_steps = 10 * GIM_EPOCH
         config.data.update(channels=3)
         config.data.sampling.update(epoch=938_240, power=0.75, max_overlap=0.7)

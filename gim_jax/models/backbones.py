@@ -122,15 +122,16 @@ class ResNet50(nn.Module):
     max_pool: bool = True
     dtype: jnp.dtype = jnp.float32
     stem: int = 64  # width of the stem; the layers follow
+    remat: bool = False  # recompute each block in the backward pass instead of storing it
 
     def setup(self):
         self.conv1 = conv(self.stem, 7, 2, self.dtype)
         self.bn1 = BatchNorm()
+        block = nn.remat(Bottleneck, static_argnums=2) if self.remat else Bottleneck
         for layer, count in enumerate(self.blocks, 1):
             stride = 1 if layer == 1 else 2
             blocks = [
-                Bottleneck(self.stem * 2 ** (layer - 1), stride if i == 0 else 1, i == 0, self.dtype)
-                for i in range(count)
+                block(self.stem * 2 ** (layer - 1), stride if i == 0 else 1, i == 0, self.dtype) for i in range(count)
             ]
             setattr(self, f"layer{layer}", blocks)
 
@@ -158,17 +159,18 @@ class ResNetFPN(nn.Module):
     block_dims: tuple[int, int, int] = (128, 196, 256)
     encoder: str = "basic"
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False  # recompute each block in the backward pass instead of storing it
 
     def setup(self):
         fine, middle, coarse = self.block_dims
         if self.encoder == "resnet50":
-            self.encode = ResNet50((3, 4, 6), max_pool=False, dtype=self.dtype)
+            self.encode = ResNet50((3, 4, 6), max_pool=False, dtype=self.dtype, remat=self.remat)
         else:
             self.conv1 = conv(self.initial_dim, 7, 2, self.dtype)
             self.bn1 = BatchNorm()
-            self.layer1 = [self._block(fine, self.initial_dim, 1), BasicBlock(fine, 1, self.dtype)]
-            self.layer2 = [self._block(middle, fine, 2), BasicBlock(middle, 1, self.dtype)]
-            self.layer3 = [self._block(coarse, middle, 2), BasicBlock(coarse, 1, self.dtype)]
+            self.layer1 = [self._block(fine, self.initial_dim, 1), self._block(fine, fine, 1)]
+            self.layer2 = [self._block(middle, fine, 2), self._block(middle, middle, 1)]
+            self.layer3 = [self._block(coarse, middle, 2), self._block(coarse, coarse, 1)]
         self.layer3_outconv = conv(coarse, 1, 1, self.dtype)
         self.layer2_outconv = conv(coarse, 1, 1, self.dtype)
         self.layer2_outconv2 = self._smooth(coarse, middle)
@@ -178,7 +180,8 @@ class ResNetFPN(nn.Module):
     def _block(self, features: int, features_in: int, stride: int) -> BasicBlock:
         if stride == 1 and features != features_in:
             raise ValueError(f"initial_dim: {features_in}, expected block_dims[0] = {features}")
-        return BasicBlock(features, stride, self.dtype)
+        block = nn.remat(BasicBlock, static_argnums=2) if self.remat else BasicBlock
+        return block(features, stride, self.dtype)
 
     def _smooth(self, hidden: int, features: int) -> list:
         return [conv(hidden, 3, 1, self.dtype), BatchNorm(), nn.leaky_relu, conv(features, 3, 1, self.dtype)]

@@ -50,6 +50,7 @@ class LoFTRConfig:
     max_matches: int = 4096  # static capacity of `match`
     conf_floor: float = 1e-6  # training: smaller confidences have no gradient
     max_fine_matches: int = 4096  # training: correspondences per pair that the fine stage sees
+    remat: bool = False  # training: recompute blocks and attention layers in the backward pass instead of storing them
     dtype: str = "float32"  # of convolutions and linear layers; scores and statistics are float32
 
     def __post_init__(self):
@@ -125,9 +126,11 @@ class LocalFeatureTransformer(nn.Module):
     kinds: tuple[str, ...]
     attention: str = "linear"
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self):
-        self.layers = [EncoderLayer(self.dim, self.num_heads, self.attention, self.dtype) for _ in self.kinds]
+        layer = nn.remat(EncoderLayer) if self.remat else EncoderLayer
+        self.layers = [layer(self.dim, self.num_heads, self.attention, self.dtype) for _ in self.kinds]
 
     def __call__(self, x0, x1, mask0=None, mask1=None):
         for layer, kind in zip(self.layers, self.kinds):
@@ -181,13 +184,13 @@ class LoFTR(nn.Module):
         c = self.config
         dtype = jnp.dtype(c.dtype)
         fine, _, coarse = c.block_dims
-        self.backbone = ResNetFPN(c.initial_dim, c.block_dims, c.encoder, dtype)
-        self.loftr_coarse = LocalFeatureTransformer(coarse, c.num_heads, c.coarse_layers, c.attention, dtype)
+        self.backbone = ResNetFPN(c.initial_dim, c.block_dims, c.encoder, dtype, c.remat)
+        self.loftr_coarse = LocalFeatureTransformer(coarse, c.num_heads, c.coarse_layers, c.attention, dtype, c.remat)
         if c.match_type == "sinkhorn":
             self.coarse_matching = CoarseMatching(c.skh_init_bin_score)
         if c.fine_concat_coarse_feat:
             self.fine_preprocess = FinePreprocess(fine, dtype)
-        self.loftr_fine = LocalFeatureTransformer(fine, c.num_heads, c.fine_layers, c.attention, dtype)
+        self.loftr_fine = LocalFeatureTransformer(fine, c.num_heads, c.fine_layers, c.attention, dtype, c.remat)
 
     def encode(self, image0, image1, mask0=None, mask1=None, train: bool = False) -> dict:
         """Compute coarse features after attention and fine maps.
