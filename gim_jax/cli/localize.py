@@ -13,9 +13,9 @@ from gim_jax.data.tfrecord import write_atomic
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--colmap", required=True, metavar="DIR", help="the model: cameras, images, points3D")
-    parser.add_argument("--images", required=True, metavar="DIR", help="folder of the model's images")
-    parser.add_argument("--query-images", required=True, metavar="DIR", help="folder of the queries")
+    parser.add_argument("--colmap", metavar="DIR", help="the model: cameras, images, points3D")
+    parser.add_argument("--images", metavar="DIR", help="folder of the model's images")
+    parser.add_argument("--query-images", metavar="DIR", help="folder of the queries")
     parser.add_argument(
         "--queries",
         nargs="+",
@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="lists of `name MODEL width height params...`; without them all images of the folder, with EXIF's focal",
     )
     parser.add_argument("--pairs", metavar="FILE", help="`query image` a line, best first; default: by similarity")
+    parser.add_argument(
+        "--inloc", metavar="DIR", help="InLoc's data set and protocol instead of a model; needs --pairs"
+    )
     parser.add_argument("--num-retrieved", type=int, default=20, metavar="N", help="database images of a query")
     parser.add_argument("--model", default="rootsift", help="a name of `gim-jax models` (default: %(default)s)")
     parser.add_argument("--weights", metavar="FILE", help="the model's .safetensors file")
@@ -45,6 +48,11 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--retriangulate: needs --cache for the new model")
     if args.num_retrieved < 1:
         raise ValueError(f"--num-retrieved: found {args.num_retrieved}, expected one or more")
+    if args.inloc:
+        return _inloc(args)
+    absent = [name for name in ("colmap", "images", "query_images") if not getattr(args, name)]
+    if absent:
+        raise ValueError(f"--{absent[0].replace('_', '-')}: is needed, or --inloc")
     model = localize.read_model(args.colmap)
     database = sorted(sfm.poses_of(model))
     missing = [name for name in database if not (Path(args.images) / name).is_file()]
@@ -89,6 +97,38 @@ def run(args: argparse.Namespace) -> int:
             cache=cache and cache / "queries",
             progress=progress,
         )
+    settings = {"max_error_px": args.max_error, "anchor_px": args.anchor, "retriangulated": args.retriangulate}
+    return _write(args, results, settings, matcher)
+
+
+def _inloc(args: argparse.Namespace) -> int:
+    from gim_jax.tasks import inloc
+
+    if not args.pairs:
+        raise ValueError("--inloc: needs --pairs, hloc's pairs-query-netvlad40.txt")
+    dataset = Path(args.inloc)
+    try:
+        words = [line.split() for line in Path(args.pairs).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{args.pairs}: cannot be read as a list of pairs: {error}") from error
+    retrieved: dict[str, list[str]] = {}
+    for number, pair in enumerate(words, 1):
+        missing = [name for name in pair if not (dataset / name).is_file()]
+        if len(pair) not in (0, 2) or missing:
+            raise ValueError(f"{args.pairs}:{number}: found {' '.join(pair)}, expected two images of {dataset}")
+        if pair:
+            retrieved.setdefault(pair[0], []).append(pair[1])
+    if args.model != "rootsift":
+        api.enable_compilation_cache()
+    matcher = api.load_matcher(args.model, args.weights)
+    with Progress("matching", "pairs") as progress:
+        results = inloc.localize(dataset, retrieved, matcher, cache=args.cache, progress=progress)
+    return _write(args, results, {"protocol": "inloc", "max_error_px": inloc.MAX_ERROR_PX}, matcher)
+
+
+def _write(args: argparse.Namespace, results: dict, settings: dict, matcher) -> int:
+    from gim_jax.tasks import localize
+
     own = [name for name, result in results.items() if result.cam_from_world is not None and not result.fallback]
     for name, result in results.items():
         if name not in own:
@@ -110,11 +150,7 @@ def run(args: argparse.Namespace) -> int:
                 }
                 for name, r in results.items()
             },
-            "settings": {
-                "max_error_px": args.max_error,
-                "anchor_px": args.anchor,
-                "retriangulated": args.retriangulate,
-            },
+            "settings": settings,
             "matcher": matcher.describe(),
         }
         write_atomic(args.json, lambda file: file.write(json.dumps(record, indent=1, allow_nan=False).encode()))

@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     many.add_argument("--merge", type=float, metavar="PX", help="radius within which points are one keypoint")
     many.add_argument("--max-keypoints", type=int, metavar="N", help="per image, the best supported")
+    many.add_argument("--hloc", action="store_true", help="write features.h5, matches.h5 and pairs.txt for hloc too")
     many.add_argument("--num-frames", type=int, default=200, metavar="N", help="of a video (default: %(default)s)")
 
 
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _many(args: argparse.Namespace) -> int:
     from gim_jax.cli.progress import Progress
-    from gim_jax.tasks import image_pairs, load_extra, sfm, tracks
+    from gim_jax.tasks import hloc, image_pairs, load_extra, sfm, tracks
 
     load_extra("pycolmap", "sfm")
     if bool(args.camera_model) != bool(args.camera_params):
@@ -99,6 +100,11 @@ def _many(args: argparse.Namespace) -> int:
         camera_model=args.camera_model,
         camera_params=args.camera_params,
     )
+    if args.hloc:
+        sizes = {name: sfm.stored_turns(folder / name)[1] for name in keypoints}
+        hloc.write_features(out / "features.h5", keypoints, sizes)
+        hloc.write_matches(out / "matches.h5", pairs, matched, keypoints)
+        hloc.write_pairs(out / "pairs.txt", pairs)
     print("mapping with COLMAP", flush=True)
     models = sfm.map_images(out / "database.db", folder, out / "sparse", bool(args.camera_params))
     record = sfm.statistics(models, len(names)) | {
