@@ -107,15 +107,18 @@ def plan(config: Any, topology: str, pairs_per_chip: int, effort: float = -1.0) 
     traced = trace_step(config, mesh, batch_size)
     row["tflop"] = count_flops(traced.jaxpr.jaxpr) / mesh.size / 1e12
     row["compute_ms"] = row["tflop"] / peak_tflops * 1e3
-    options = {"exec_time_optimization_effort": effort, "memory_fitting_effort": effort}
+    before = jax.config.jax_exec_time_optimization_effort
+    jax.config.update("jax_exec_time_optimization_effort", effort)
     try:
-        compiled = traced.lower().compile(compiler_options=options)
+        compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         used = OUT_OF_MEMORY.search(str(error))
         if not used:
             raise
         row["hbm_gib"] = float(used[1]) * {"K": 2**-20, "M": 2**-10, "G": 1}[used[2]]
         return row | {"compile_s": time.monotonic() - start}
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", before)
     memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
     output = memory.output_size_in_bytes - memory.alias_size_in_bytes  # the state passed in becomes the state put out
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
