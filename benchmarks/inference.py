@@ -23,6 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,6 @@ import numpy as np
 from side_by_side import THREADS, compare
 
 WIDTH, HEIGHT = 640, 480
-RELU_GAIN = 2**0.5
 LOFTR = (  # features that tell cells apart, so that thousands match as in a real pair
     (r"^loftr_coarse\.layers\.7\.norm2\.weight$", 6.0, 0.0),
     (r"^loftr_coarse\.layers\.\d\.norm2\.weight$", 0.5, 0.0),
@@ -44,7 +44,7 @@ LOFTR = (  # features that tell cells apart, so that thousands match as in a rea
     (r"^backbone\.encode\.layer\d\.\d\.bn3\.bias$", 1.0, -0.3),
 )
 CHANGES = {  # (pattern of official names, factor and shift of the rule's value); the first that is found counts
-    "superpoint": ((r"^convPb\.weight$", 3.0, 0.0), (r"^conv(\d[ab]|Pa|Da)\.weight$", RELU_GAIN, 0.0)),
+    "superpoint": ((r"^convPb\.weight$", 3.0, 0.0), (r"^conv(\d[ab]|Pa|Da)\.weight$", 2**0.5, 0.0)),
     "superglue": (
         (r"\.mlp\.3\.(weight|bias)$", 0.05, 0.0),
         (r"^kenc\.encoder\.12\.(weight|bias)$", 0.1, 0.0),
@@ -209,6 +209,7 @@ def peer(network: str, count: int):
     """Build the peer's network; see `side_by_side.compare`."""
     import torch
 
+    warnings.simplefilter("ignore")  # of torchvision and torch about the peers' old calls
     torch.set_num_threads(THREADS)
     mend_torchvision(torch)
     module, run, outputs, package, rules = globals()[f"peer_{network}"](torch, count)
@@ -276,13 +277,16 @@ def peer_superglue(torch, count):
         (r"^final_projection\.", ""),
     )
 
-    def outputs(out):
-        return index_matches(out[0][0, 0], out[1][0, 0])
-
     def run():
         return module._match_image_pair(*both, HEIGHT, WIDTH, mask=mask)
 
-    return module, run, outputs, f"transformers {transformers.__version__}", rules
+    return (
+        module,
+        run,
+        lambda out: index_matches(out[0][0, 0], out[1][0, 0]),
+        f"transformers {transformers.__version__}",
+        rules,
+    )
 
 
 def peer_lightglue(torch, count):
