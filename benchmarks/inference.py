@@ -302,9 +302,7 @@ def peer_lightglue(torch, count):
         for i, f in enumerate(keypoints(count))
     }
 
-    def outputs(out):
-        return index_matches(out["matches0"][0], out["matching_scores0"][0])
-
+    outputs = lambda out: index_matches(out["matches0"][0], out["matching_scores0"][0])  # noqa: E731
     return module, lambda: module(data), outputs, f"kornia {kornia.__version__}", ()
 
 
@@ -387,9 +385,7 @@ def peer_dkm(torch, _):
     module.upsample_preds = False
     pair = [nchw(torch, image) for image in images(3)]
 
-    def run():
-        return module.match(*pair, device="cpu")
-
+    run = lambda: module.match(*pair, device="cpu")  # noqa: E731
     return module, run, lambda out: dense(*out), "vismatch's copy of GIM", ()
 
 
