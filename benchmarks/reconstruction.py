@@ -4,8 +4,8 @@
         [--known-intrinsics]
 
 A folder has `images/` and `pairs_with_gt.txt` (38 tokens a pair; see `gim_jax.eval.pairs`), whose chain of relative
-poses gives the true cameras. Without --known-intrinsics both find the focal length and take the principal point to be in
-the middle; with it both have the true intrinsics. For localization every fourth image is left out of the model.
+poses gives the true cameras. Without --known-intrinsics both find the focal length and take the principal point to be
+in the middle; with it both have the true intrinsics. For localization every fourth image is left out of the model.
 """
 
 import argparse
@@ -118,8 +118,8 @@ def main() -> None:
             row("gim-jax, RootSIFT", build(work / "images", names, matcher, work / "ours", params), truth, len(names),
                 time.monotonic() - started)  # fmt: skip
             started = time.monotonic()
-            row("COLMAP's SIFT", colmap_sift(work / "images", work / "colmap", args.max_keypoints, params), truth, len(names),
-                time.monotonic() - started)  # fmt: skip
+            theirs = colmap_sift(work / "images", work / "colmap", args.max_keypoints, params)
+            row("COLMAP's SIFT", theirs, truth, len(names), time.monotonic() - started)
             held = names[2::4]
             kept = [name for name in names if name not in held]
             model = build(work / "images", kept, matcher, work / "part", params)
