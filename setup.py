@@ -8,6 +8,9 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "gim_jax/__init__.py").read_text()).group(1)
 
+# independent implementations: the tests compare results with them, benchmarks/ time and memory
+PEERS = ["torch==2.13.0", "torchvision==0.28.0", "kornia>=0.8", "transformers>=4.56", "einops"]
+
 setup(
     name="gim-jax",
     version=VERSION,
@@ -58,8 +61,9 @@ setup(
             "laspy>=2.5",
             "small_gicp>=1.0",
             "pycolmap>=4.0",  # 30 MB: without it no test of reconstruction and localization would run
+            *PEERS,
         ],
-        "bench": ["torch>=2.6", "torchvision", "kornia>=0.8", "transformers>=4.56", "einops"],  # peers of benchmarks/
+        "bench": PEERS,
         "tpu-compile": ["libtpu==0.0.42.*"],  # the TPU compiler, on any host; the version that jax[tpu] 0.10.2 names
         "dev": ["ruff>=0.12", "pyright>=1.1.400"],
     },

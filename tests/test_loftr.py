@@ -11,6 +11,7 @@ from gim_jax import losses, supervision
 from gim_jax.models import loftr
 from gim_jax.ops import assignment, sampling
 from gim_jax.train.objectives import OBJECTIVES
+from tests import oracles
 
 TINY = replace(
     loftr.CONFIGS["loftr_tiny"],
@@ -280,13 +281,14 @@ def test_bad_configurations_say_what_is_wrong():
 @pytest.mark.parametrize("match_type", ["dual_softmax"])
 def test_equals_kornia(match_type):
     """The whole matcher against kornia's LoFTR with the same random weights."""
-    torch = pytest.importorskip("torch")
+    torch = oracles.torch()
     kornia = pytest.importorskip("kornia")
     from gim_jax.weights.convert import from_torch
 
     torch.manual_seed(0)
     config = {**kornia.feature.loftr.loftr.default_cfg}
     config["match_coarse"] = {**config["match_coarse"], "thr": 0.0, "match_type": match_type}
+    config["coarse"] = {**config["coarse"], "temp_bug_fix": True}
     oracle = kornia.feature.LoFTR(pretrained=None, config=config).eval()
     with torch.no_grad():
         for name, value in oracle.named_parameters():

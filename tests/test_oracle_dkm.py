@@ -1,7 +1,4 @@
-"""DKM against GIM's own PyTorch code, live: `pip install torch torchvision`, and `vismatch` without its dependencies.
-
-pip install torch==2.13.0 torchvision==0.28.0 einops && pip install --no-deps vismatch==1.4.0
-"""
+"""DKM against GIM's own PyTorch code, live, as the wheel `vismatch` carries it."""
 
 import dataclasses
 import importlib.util
@@ -15,8 +12,9 @@ import pytest
 from gim_jax.models import dkm
 from gim_jax.ops.gaussian_process import posterior_mean
 from gim_jax.weights.convert import from_torch
+from tests import oracles
 
-torch = pytest.importorskip("torch")
+torch = oracles.torch()
 if importlib.util.find_spec("vismatch") is None:  # found without importing: it has 28 dependencies
     pytest.skip("vismatch is not installed", allow_module_level=True)
 pytestmark = pytest.mark.slow
@@ -27,14 +25,6 @@ RULES = [(r"^encoder\.net\.fc\.", None)]
 def official():
     """The official module with random weights, its heads small so that the warp stays inside the images."""
     torch.set_num_threads(1)  # batched inverses are wrong with more (torch 2.13, CPU)
-    operators = []
-    for schema in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a) -> Tensor"):
-        try:  # a CPU build of torch does not know torchvision's operators, which nothing here calls
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            library.define(schema)
-            operators.append(library)
-        except RuntimeError:
-            pass  # a matching build
     sys.path.insert(
         0, str(Path(importlib.util.find_spec("vismatch").submodule_search_locations[0]) / "third_party/gim")
     )
@@ -50,12 +40,12 @@ def official():
                 value.uniform_(0.8, 1.3)
             elif "terminal_module" in name or "out_conv" in name:
                 value.mul_(0.1)
-    yield model, operators
+    yield model
     sys.path.pop(0)
 
 
 def test_dense_match_with_both_passes(official):
-    model = official[0]
+    model = official
     model.upsample_preds, model.upsample_res = True, (120, 168)
     config = dataclasses.replace(dkm.CONFIGS["gim_dkm"], size=(128, 96), upsample_size=(168, 120))
     module = dkm.DKM(config)
@@ -77,7 +67,7 @@ def test_dense_match_with_both_passes(official):
 
 @pytest.mark.parametrize("shape", [(40, 46), (45, 46)])  # 1840 and 2070 tokens
 def test_released_fault_of_the_gaussian_process(official, shape):
-    process = official[0].decoder.gps["16"]
+    process = official.decoder.gps["16"]
     rng = np.random.default_rng(0)
     feat0, feat1 = rng.standard_normal((2, 2, 32, *shape)).astype(np.float32)
     with torch.no_grad():
