@@ -47,7 +47,8 @@ def test_overlap_counts_neither_hidden_points_nor_those_behind():
 
 def test_overlap_is_the_smaller_share():
     zoomed = wall_frames([0], f=320.0)[0]  # sees a quarter of what the other one does
-    np.testing.assert_allclose(zeb.scene_overlaps([wall_frames([0])[0], zoomed], np.array([[0, 1]])), [0.25], atol=0.01)
+    both = zeb.scene_overlaps([wall_frames([0])[0], zoomed], np.array([[0, 1], [1, 0]]))
+    np.testing.assert_allclose(both, [0.25, 0.25], atol=0.01)
 
 
 def test_sparse_depth_counts_what_arrives_where_nothing_is_known():
