@@ -20,7 +20,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from data_prep.fitting import pixel_scale
 from gim_jax import geometry, image, rootsift
-from gim_jax.api import CELL, Network, load_matcher
+from gim_jax.api import CELL, load_matcher
+from gim_jax.matchers import RESAMPLINGS, Network
 from gim_jax.models import FAMILIES, MODELS
 
 
@@ -46,6 +47,8 @@ def check_labellers(config) -> None:
             raise ValueError(f"labellers: found {name!r}, expected some of {', '.join(MODELS)}")
         if name == "rootsift":
             continue
+        if MODELS[name].features:
+            raise ValueError(f"labellers: {name} has no detector in its network")
         if name not in config.networks:
             raise ValueError(
                 f"labellers: {name} has no networks.{name}; name it as in --config=configs/label.py:{name}"
@@ -87,7 +90,8 @@ SPARSE = ("superglue", "lightglue")  # families whose features belong to a frame
 
 
 def weights_digests(config) -> dict[str, str]:
-    """SHA-256 of the weights of every labeller: what changes the labels, unlike the path."""
+    """SHA-256 of the weights of every labeller: what changes the labels, unlike the path. See `check_labellers`."""
+    check_labellers(config)
     return {name: _digest(own.weights, Path(own.weights).stat().st_mtime_ns) for name, own in config.networks.items()}
 
 
@@ -144,10 +148,10 @@ class _Network:
         self.variables = jax.device_put(matcher.variables, NamedSharding(mesh, PartitionSpec()))
 
     def prepare(self, rgb: np.ndarray) -> dict[str, np.ndarray]:
-        """The network's input of an [H, W, 3] uint8 RGB frame: image [H', W', C] uint8, size [2] int32, ..."""
+        """The network's input of an [H, W, 3] uint8 RGB frame: image [H', W', C] in [0, 255], size [2] int32, ..."""
         size = self.info.input_size(image.size_of(rgb))
         frame = image.to_gray(rgb)[..., None] if self.info.channels == 1 else rgb
-        frame = image.resize(frame, size).reshape(size[1], size[0], self.info.channels)
+        frame = RESAMPLINGS[self.info.resampling](frame, size).reshape(size[1], size[0], self.info.channels)
         width, height = (-(-n // self.info.bucket) * self.info.bucket for n in size)
         mask = np.zeros((height // CELL, width // CELL), bool)
         mask[: size[1] // CELL, : size[0] // CELL] = True

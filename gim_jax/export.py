@@ -113,8 +113,6 @@ def export(
     info = get_model(name)
     if info.family == "rootsift":
         raise ValueError("model: rootsift runs in OpenCV and has no network to export")
-    if info.features:
-        raise ValueError(f"model: the keypoints of {name} come from outside its network, which is no matcher of images")
     if getattr(info.config, "extractor", info) is None:
         raise ValueError(f"model: {name} matches keypoints that come from elsewhere; an artefact takes images alone")
     width, height = size = size or _preset_size(info)
