@@ -137,6 +137,7 @@ def test_borders_of_an_aspect_come_off_again():
     np.testing.assert_array_equal(frame.inside(np.array([[0.5, -0.5], [20, 15], [99.1, 3]])), [False, True, False])
 
 
+@pytest.mark.slow
 def test_dense_warp():
     """Matches lie on the warp that comes with them; one direction is half of both; both are drawn."""
     settings = {"size": (64, 48), "num_matches": 40, "long_side": 96}
