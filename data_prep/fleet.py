@@ -17,6 +17,7 @@ from pathlib import Path
 
 from data_prep.intake import read_list
 from data_prep.label import Progress, label_video
+from gim_jax.api import enable_compilation_cache
 
 ATTEMPTS = 2  # of a video whose worker was killed: once more, as it may have been for something else
 
@@ -98,6 +99,7 @@ def _in_process(job: Job, config, out: Path) -> dict | ValueError | ChildProcess
 
 
 def _work(sender, job: Job, config, out: Path) -> None:
+    enable_compilation_cache()
     try:
         result: dict | str = label_here(job, config, out)
     except (ValueError, OSError) as error:
