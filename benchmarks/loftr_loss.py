@@ -20,7 +20,7 @@ from side_by_side import THREADS, compare
 
 CHANNELS = 256
 COARSE = 8  # px per cell
-CASES = ((640, True), (840, False), (840, True))  # side px, all pairs count (else the true ones only)
+CASES = ((480, True), (840, False), (840, True))  # side px, all pairs count (else the true ones only)
 MB = 2**20
 
 
