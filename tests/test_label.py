@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data_prep import fitting, label
+from data_prep import propagate as prop
 from data_prep.truth import Truth
 from data_prep.world import WorldConfig, overlay_boxes, render
 from gim_jax import cli
@@ -93,6 +94,22 @@ def test_output_is_repeatable_complete_and_done_once(tmp_path, config):
     stamp = (tmp_path / "a" / names[0]).stat().st_mtime_ns
     assert label.label_video(tmp_path / "pan.mp4", config, tmp_path / "a") == first
     assert (tmp_path / "a" / names[0]).stat().st_mtime_ns == stamp
+
+
+def test_a_long_video_is_propagated_in_parts_as_it_would_be_whole(tmp_path, config, monkeypatch):
+    """40 frames, 20 samples, in parts of 6 starts that look 8 ahead."""
+    write_video(tmp_path / "pan.mp4", pan(40, 2, 0), options={"crf": "6"})
+    monkeypatch.setattr(prop, "MAX_STEP", 8)
+    whole = label.label_in_memory(tmp_path / "pan.mp4", config)
+    monkeypatch.setattr(label, "WINDOW", 6)
+    parts = label.label_in_memory(tmp_path / "pan.mp4", config)
+    assert [level.step for level in parts.levels] == [level.step for level in whole.levels] == [1, 2, 4, 8]
+    assert parts.reasons == whole.reasons and parts.best.tolist() == whole.best.tolist()
+    for one, two in zip(whole.levels, parts.levels):
+        assert one.counts.tolist() == two.counts.tolist()
+        for start in np.flatnonzero(one.counts):
+            for name, value in one.pair(start).items():
+                np.testing.assert_array_equal(value, two.pair(start)[name])
 
 
 def test_saved_pairs_are_the_farthest_of_each_start(tmp_path, config):
