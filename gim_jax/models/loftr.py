@@ -254,7 +254,7 @@ class LoFTR(nn.Module):
             return jax.lax.cond(
                 mask.any(),
                 lambda: module.apply(variables, features, cells0, cells1, method="offsets"),
-                lambda: jnp.zeros((*mask.shape, 2), jnp.float32),
+                lambda: at_least_float32(jnp.zeros((*mask.shape, 2), features["fine0"].dtype)),
             )
 
         return assignment.map_rows(piece, (found["cells0"], found["cells1"], found["mask"]), FINE_CHUNK)
