@@ -127,6 +127,7 @@ def main() -> None:
                 print("  localization: no model of the rest")
                 continue
             camera = next(iter(model.cameras.values()))
+            camera.has_prior_focal_length = True
             results = localize.localize(
                 model, work / "images", work / "images", dict.fromkeys(held, camera),
                 dict.fromkeys(held, kept), matcher, cache=work / "cache",

@@ -130,7 +130,11 @@ def test_held_back_images_are_localized(world, tmp_path):
     )  # fmt: skip
     model = sfm.map_images(tmp_path / "a.db", folder / "images", tmp_path / "sparse", fixed_cameras=True)[0]
     camera = pycolmap.Camera(model="PINHOLE", width=640, height=480, params=[600, 600, 320, 240])
-    cameras = {"1.jpg": camera, "4.jpg": camera}
+    camera.has_prior_focal_length = True
+    guess = pycolmap.Camera(
+        model="SIMPLE_PINHOLE", width=640, height=480, params=[768, 320, 240]
+    )  # found with the pose
+    cameras = {"1.jpg": camera, "4.jpg": guess}
     retrieved = {name: database for name in cameras}
     results = localize.localize(
         localize.read_model(tmp_path / "sparse/0"), folder / "images", folder / "images", cameras, retrieved, Oracle()
@@ -138,7 +142,7 @@ def test_held_back_images_are_localized(world, tmp_path):
     poses = sfm.poses_of(model) | {name: r.cam_from_world for name, r in results.items()}
     errors = sfm.pose_errors(poses, true_poses())
     assert all(not r.fallback and r.num_inliers > 250 for r in results.values())
-    assert max(errors[name][0] for name in cameras) < 0.3 and max(errors[name][1] for name in cameras) < 0.05
+    assert max(errors[name][0] for name in cameras) < 0.3 and max(errors[name][1] for name in cameras) < 0.1
     # a query that sees nothing of the model takes the first retrieved pose, and says so
     lost = localize.localize(
         model, folder / "images", folder / "images", {"1.jpg": camera}, {"1.jpg": ["0.jpg"]}, Oracle(noise_px=300)

@@ -106,6 +106,7 @@ def localize(
         camera = pycolmap.Camera(
             model="SIMPLE_PINHOLE", width=width, height=height, params=[FOCAL_PX, width / 2, height / 2]
         )
+        camera.has_prior_focal_length = True
         places = np.concatenate(kpts)
         pose, num_inliers, reason = solve_pnp(places, np.concatenate(points), camera, MAX_ERROR_PX, corner_shift=False)
         results[query] = Located(pose, num_matches, len(places), num_inliers, reason)

@@ -75,6 +75,7 @@ def read_queries(paths: Sequence[str | Path]) -> dict[str, Any]:
                 cameras[name] = pycolmap.Camera(
                     model=model, width=int(width), height=int(height), params=[float(value) for value in params]
                 )
+                cameras[name].has_prior_focal_length = True
                 if not cameras[name].verify_params():
                     raise ValueError(f"found {len(params)} parameters, too many or too few for {model}")
             except (ValueError, TypeError, KeyError, RuntimeError) as error:
@@ -86,7 +87,7 @@ def read_queries(paths: Sequence[str | Path]) -> dict[str, Any]:
 
 
 def guess_camera(path: str | Path) -> Any:
-    """Return the camera of an image file: EXIF's focal length, else 1.2 times the longer side."""
+    """Return the camera of an image file with EXIF's focal length, else one that is estimated with the pose."""
     return sfm.quiet_pycolmap().infer_camera_from_image(str(path))
 
 
@@ -228,6 +229,7 @@ def solve_pnp(
     """Find a pose from points [M, 2] px of an image and [M, 3] of the world: the pose, its inliers, or the reason.
 
     Args:
+      camera: pycolmap.Camera; the focal length is estimated too where `has_prior_focal_length` is False.
       corner_shift: the camera has COLMAP's convention, pixel centres at 0.5. False: at integers (InLoc's protocol).
     """
     pycolmap = sfm.quiet_pycolmap()
@@ -237,8 +239,10 @@ def solve_pnp(
     options.ransac.max_error = max_error_px
     options.ransac.random_seed = 0
     kpts = geometry.pixel_to_corner(kpts) if corner_shift else kpts
+    refinement = pycolmap.AbsolutePoseRefinementOptions()
+    options.estimate_focal_length = refinement.refine_focal_length = not camera.has_prior_focal_length
     answer = pycolmap.estimate_and_refine_absolute_pose(
-        kpts.astype(np.float64), points.astype(np.float64), camera, options
+        kpts.astype(np.float64), points.astype(np.float64), camera, options, refinement
     )
     if answer is None or answer["num_inliers"] < MIN_INLIERS:
         agree = 0 if answer is None else int(answer["num_inliers"])
