@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
 
-from data_prep.zeb_readers import folders, image_of, intrinsics, numbers, png_depth, pose
 from data_prep.zeb import GRID, Frame, Scene
+from data_prep.zeb_readers import folders, image_of, intrinsics, numbers, png_depth, pose
 from gim_jax import geometry
 from gim_jax.image import image_size
 

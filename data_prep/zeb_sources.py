@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from data_prep.zeb_readers import folders, image_of, intrinsics, numbers, png_depth, pose
 from data_prep.zeb import GRID, Frame, Scene, scene_overlaps
 from data_prep.zeb_driving import kitti, robotcar
+from data_prep.zeb_readers import folders, image_of, intrinsics, numbers, png_depth, pose
 from gim_jax import geometry
 from gim_jax.image import image_size
 

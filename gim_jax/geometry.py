@@ -125,9 +125,7 @@ def rotate_K(K, size, quarter_turns: int):
     center = rotate_points(K[..., :2, 2], size, quarter_turns)
     focal = xp.stack([K[..., 0, 0], K[..., 1, 1]], axis=-1)
     focal = focal[..., ::-1] if quarter_turns % 2 else focal
-    diagonal = xp.concatenate([focal, xp.ones_like(focal[..., :1])], axis=-1)[..., None, :] * xp.eye(
-        3, dtype=K.dtype
-    )
+    diagonal = xp.concatenate([focal, xp.ones_like(focal[..., :1])], axis=-1)[..., None, :] * xp.eye(3, dtype=K.dtype)
     column = xp.concatenate([center, xp.zeros_like(center[..., :1])], axis=-1)[..., :, None]
     return diagonal + column * xp.asarray([0, 0, 1], dtype=K.dtype)
 
@@ -164,9 +162,7 @@ def invert_pose(T):
     xp, T = _arrays(T)
     R_t = xp.swapaxes(T[..., :3, :3], -1, -2)
     top = xp.concatenate([R_t, -(R_t @ T[..., :3, 3:])], axis=-1)
-    return xp.concatenate(
-        [top, xp.zeros_like(T[..., 3:, :]) + xp.asarray([0, 0, 0, 1], dtype=T.dtype)], axis=-2
-    )
+    return xp.concatenate([top, xp.zeros_like(T[..., 3:, :]) + xp.asarray([0, 0, 0, 1], dtype=T.dtype)], axis=-2)
 
 
 def relative_pose(T0, T1):

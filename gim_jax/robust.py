@@ -170,7 +170,7 @@ HOMOGRAPHY_METHODS = {"ransac": cv2.RANSAC, "magsac": cv2.USAC_MAGSAC, "poselib"
 def _poselib():
     """Import the optional estimator."""
     try:
-        import poselib
+        import poselib  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError("method: poselib is not installed; `pip install poselib` (extra: eval)") from error
     return poselib

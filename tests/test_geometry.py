@@ -79,9 +79,7 @@ def test_scale_points_is_where_cv2_resize_puts_them():
 
 
 def test_scale_points_round_trip():
-    np.testing.assert_allclose(
-        geometry.scale_points(geometry.scale_points(POINTS, 0.3), 1 / 0.3), POINTS, atol=1e-12
-    )
+    np.testing.assert_allclose(geometry.scale_points(geometry.scale_points(POINTS, 0.3), 1 / 0.3), POINTS, atol=1e-12)
 
 
 def test_scaled_K_projects_onto_scaled_points():
@@ -136,23 +134,17 @@ def test_epipolar_distances_against_point_to_line():
 
 def test_warp_homography_matches_opencv():
     H = np.array([[1.1, 0.1, 5], [-0.05, 0.9, 3], [1e-4, 2e-4, 1]])
-    np.testing.assert_allclose(
-        geometry.warp_homography(POINTS, H), cv2.perspectiveTransform(POINTS[None], H)[0]
-    )
+    np.testing.assert_allclose(geometry.warp_homography(POINTS, H), cv2.perspectiveTransform(POINTS[None], H)[0])
 
 
 def test_jax_arrays_stay_on_jax_and_agree():
     T, K0, K1, kpts0, kpts1 = two_views(RNG)
     fundamental = jax.jit(geometry.fundamental_from_pose)(jnp.asarray(T), jnp.asarray(K0), jnp.asarray(K1))
-    distance = jax.jit(geometry.mean_epipolar_distance)(
-        jnp.asarray(kpts0), jnp.asarray(kpts1) + 9, fundamental
-    )
+    distance = jax.jit(geometry.mean_epipolar_distance)(jnp.asarray(kpts0), jnp.asarray(kpts1) + 9, fundamental)
     warped = jax.jit(geometry.warp_homography)(jnp.asarray(kpts0), jnp.asarray(K0))
     assert isinstance(fundamental, jax.Array)
     F = geometry.fundamental_from_pose(T, K0, K1)
-    np.testing.assert_allclose(
-        distance, geometry.mean_epipolar_distance(kpts0, kpts1 + 9, F), rtol=1e-3, atol=1e-3
-    )
+    np.testing.assert_allclose(distance, geometry.mean_epipolar_distance(kpts0, kpts1 + 9, F), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(warped, geometry.warp_homography(kpts0, K0), rtol=1e-5)
 
 
@@ -162,10 +154,6 @@ def test_batches():
     F = geometry.fundamental_from_pose(T, K0, K1)
     together = geometry.symmetric_epipolar_distance(kpts0 + 1, kpts1, F)
     for i, (T, K0, K1, kpts0, kpts1) in enumerate(pairs):
-        one = geometry.symmetric_epipolar_distance(
-            kpts0 + 1, kpts1, geometry.fundamental_from_pose(T, K0, K1)
-        )
+        one = geometry.symmetric_epipolar_distance(kpts0 + 1, kpts1, geometry.fundamental_from_pose(T, K0, K1))
         np.testing.assert_allclose(together[i], one)
-    np.testing.assert_allclose(
-        geometry.normalize_by_K(kpts0[None], K0[None])[0], geometry.normalize_by_K(kpts0, K0)
-    )
+    np.testing.assert_allclose(geometry.normalize_by_K(kpts0[None], K0[None])[0], geometry.normalize_by_K(kpts0, K0))

@@ -17,9 +17,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--out", required=True, help="folder to write; it appears only when it is complete")
     parser.add_argument("--name", default="pairs", help="name of the data set (default: pairs)")
     parser.add_argument("--split", default="train", help="name of the split (default: train)")
-    parser.add_argument(
-        "--num-shards", type=int, default=8, help="files to spread the records over (default: 8)"
-    )
+    parser.add_argument("--num-shards", type=int, default=8, help="files to spread the records over (default: 8)")
 
 
 def run(args) -> int:
@@ -35,9 +33,7 @@ def run(args) -> int:
     return 1 if result["damaged"] else 0
 
 
-def pack(
-    labels: str | Path, out: str | Path, name: str = "pairs", split: str = "train", num_shards: int = 8
-) -> dict:
+def pack(labels: str | Path, out: str | Path, name: str = "pairs", split: str = "train", num_shards: int = 8) -> dict:
     """Merge every `*.tfrecord` of a labelling folder into hash-assigned shards.
 
     CRCs are verified, records with the same content are kept once, damaged ones are left out and listed. The
@@ -74,9 +70,7 @@ def pack(
             damaged.append(text if text.startswith(source.where(index)) else f"{source.where(index)}: {text}")
     if not intact:
         first = f"; the first: {damaged[0]}" if damaged else ""
-        raise ValueError(
-            f"{labels}: found no intact record in {len(paths)} files, expected at least 1{first}"
-        )
+        raise ValueError(f"{labels}: found no intact record in {len(paths)} files, expected at least 1{first}")
 
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -13,9 +13,7 @@ ACTIONS = ("verify", "show", "stats")
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument(
-        "action", choices=ACTIONS, help="verify: check everything; show: print records; stats: count"
-    )
+    parser.add_argument("action", choices=ACTIONS, help="verify: check everything; show: print records; stats: count")
     parser.add_argument("path", help="a *.tfrecord file, a labelling folder or a packed folder")
     parser.add_argument("--split", default="train", help="split of a packed folder (default: train)")
     parser.add_argument("--limit", type=int, default=10, help="show: records to print (default: 10)")
@@ -78,13 +76,9 @@ def _stats(args) -> int:
         raise ValueError(f"{args.path}: found no intact record, expected at least 1")
     total = sum(num_matches)
     print(f"pairs       {len(num_matches)} of {len(videos)} videos, {num_bytes / 1e6:.1f} MB of JPEG")
-    print(
-        f"matches     {total}, per pair median {int(np.median(num_matches))}, {_range(np.array(num_matches))}"
-    )
+    print(f"matches     {total}, per pair median {int(np.median(num_matches))}, {_range(np.array(num_matches))}")
     print("interval    " + ", ".join(f"{k} frames: {n}" for k, n in sorted(intervals.items())))
-    print(
-        "hops        " + ", ".join(f"{k}: {100 * n / max(total, 1):.1f} %" for k, n in sorted(hops.items()))
-    )
+    print("hops        " + ", ".join(f"{k}: {100 * n / max(total, 1):.1f} %" for k, n in sorted(hops.items())))
     for video, count in videos.most_common(20):
         print(f"  {count:6d}  {video!r}")
     return 0
