@@ -86,7 +86,7 @@ def on_one_device(family):
     return train_step(family, 1)
 
 
-OPEN = pytest.mark.xfail(run=False, reason="DKM: equal losses, but gradient norms 0.6 % apart; the cause is not known yet")
+OPEN = pytest.mark.xfail(run=False, reason="DKM: gradient norms 0.6 % apart at equal losses; cause unknown")
 
 
 @pytest.mark.slow
