@@ -69,7 +69,9 @@ def test_a_bad_image_is_named_when_its_turn_comes(files):
         next(found)
 
 
-@pytest.mark.parametrize("name", ["lightglue_disk", "lightglue_sift", "superglue_rootsift"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("lightglue_disk", marks=pytest.mark.slow), "lightglue_sift", "superglue_rootsift"]
+)
 def test_batches_and_padding_change_no_match(name):
     """Pairs of three sizes in batches of two, in buckets of 64 px, equal single pairs in a bucket of 128 px; one
     program per size of image and one for the matching."""
@@ -260,6 +262,6 @@ def test_every_kind_of_image_gives_finite_points_inside_or_none(some_of_each_kin
 
 def test_an_image_of_one_line_makes_no_picture_of_a_mile():
     line = np.zeros((20, 20000, 3), np.uint8)
-    picture = viz.draw_matches(line, IMAGES[0], [[10000, 10]], [[60, 50]], height=100, gap=0)
+    picture = viz.draw_matches(line, IMAGES[0], np.array([[10000, 10]]), np.array([[60, 50]]), height=100, gap=0)
     assert picture.shape == (100, 400 + 120, 3) and (picture[1:90, :150] == 255).all()
     assert (picture[:5, 195:205] < 255).any()  # the line starts in the middle of the strip at the top

@@ -139,7 +139,7 @@ def _without(variables: dict, part: str) -> dict:
 
 def _fresh(info: ModelInfo, config, part: str) -> dict:
     """Initial values of one part of a network, by collection."""
-    inputs = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), info.feature_inputs(config))
+    inputs = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), info.feature_inputs(config))
     variables = info.network(config).init(jax.random.key(0), *inputs, method="match_features")
     return {key: {part: jax.tree.map(np.asarray, entries[part])} for key, entries in variables.items()}
 
