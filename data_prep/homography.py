@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.posed import Pair, View, make_record, report, write_scene
+from data_prep.posed import Pair, View, make_record, report, run, write_scene
 from gim_jax.image import encode_jpeg, read_image, resize
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
@@ -40,12 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--long-side", type=int, default=1024, help="px; larger images are made smaller")
     parser.add_argument("--licence", default="unknown", help="of the images, written into every record")
     parser.add_argument("--num-shards", type=int, default=64)
-    args = parser.parse_args(argv)
-    try:
-        return convert(args)
-    except (ValueError, OSError) as error:
-        print(f"data_prep.homography: {error}", file=sys.stderr)
-        return 2
+    return run(parser, convert, argv)
 
 
 def convert(args: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from data_prep.posed import Pair, View, draw, inside, make_record, read_bytes, report, resized, write_scene
+from data_prep.posed import Pair, View, draw, inside, make_record, read_bytes, report, resized, run, write_scene
 from gim_jax.data import scene_info
 from gim_jax.data.headers import jpeg_size
 
@@ -94,12 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--long-side", type=int, default=1600, help="px; larger images are made smaller")
     parser.add_argument("--test-scenes", action="store_true", help="also 0015 and 0022, the test scenes")
     parser.add_argument("--num-shards", type=int, default=64)
-    args = parser.parse_args(argv)
-    try:
-        return convert(args)
-    except (ValueError, OSError) as error:
-        print(f"data_prep.megadepth: {error}", file=sys.stderr)
-        return 2
+    return run(parser, convert, argv)
 
 
 def convert(args: argparse.Namespace) -> int:

@@ -5,8 +5,10 @@ A damaged or missing file costs its pairs and is named; it never stops the run.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,3 +170,15 @@ def report(rows: Sequence[dict], out: Path, name: str, num_shards: int) -> int:
     verb = "is up to date:" if result["up_to_date"] else "holds"
     print(f"{out / 'records'} {verb} {result['num_records']} pairs in {result['num_shards']} shards")
     return 1 if result["damaged"] else 0
+
+
+def run(
+    parser: argparse.ArgumentParser, convert: Callable[[argparse.Namespace], int], argv: Sequence[str] | None
+) -> int:
+    """Parse and convert; bad input is one line and exit code 2."""
+    args = parser.parse_args(argv)
+    try:
+        return convert(args)
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog.removeprefix('python -m ')}: {error}", file=sys.stderr)
+        return 2

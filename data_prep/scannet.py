@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data_prep.posed import Pair, View, draw, make_record, read_bytes, report, write_scene
+from data_prep.posed import Pair, View, draw, make_record, read_bytes, report, run, write_scene
 from gim_jax.data import scene_info
 
 LICENCE = "ScanNet Terms of Use (non-commercial research)"
@@ -73,12 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-overlap", type=float, default=0.8)
     parser.add_argument("--frame-step", type=int, default=FRAME_STEP)
     parser.add_argument("--num-shards", type=int, default=64)
-    args = parser.parse_args(argv)
-    try:
-        return convert(args)
-    except (ValueError, OSError) as error:
-        print(f"data_prep.scannet: {error}", file=sys.stderr)
-        return 2
+    return run(parser, convert, argv)
 
 
 def convert(args: argparse.Namespace) -> int:

@@ -187,7 +187,6 @@ def test_zero_shot_confidence_by_brute_force():
     points = [np.asarray(sampling.bilinear(c, k / 8))[0][kept[0]] for c, k in ((coarse0, kpts0), (coarse1, kpts1))]
     rows = [np.concatenate([p, c[0][m[0]]]) for p, c, m in zip(points, (coarse0, coarse1), (cells0, cells1))]
     e = np.exp((rows[0] @ rows[1].T / 8 / 0.1).astype(np.float64))
-    conf = np.diag(e / e.sum(0) * (e / e.sum(1, keepdims=True)))[: kept.sum()] if False else None
     conf = (e / e.sum(0) * (e / e.sum(1, keepdims=True)))[np.arange(4), np.arange(4)]
     np.testing.assert_allclose(np.exp(log_conf)[kept], conf, rtol=1e-4)
     expected = (-0.25 * (1 - conf) ** 2 * np.log(conf)).mean()

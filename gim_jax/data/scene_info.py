@@ -22,7 +22,7 @@ MAX_DEPTH = 12  # containers in containers
 DTYPE = re.compile(r"([biufS]\d{0,4}|U\d{0,4}|\?|O8?)")
 MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
-BAD_PICKLE = (
+BAD_PICKLE = (  # what unpickling a damaged or hostile file may raise
     pickle.UnpicklingError,
     AttributeError,
     EOFError,

@@ -59,17 +59,19 @@ def sequential(names: Sequence[str], overlap: int = 5) -> Pairs:
     return [(name, names[i + step]) for i, name in enumerate(names) for step in steps if i + step < len(names)]
 
 
-def read_pair_list(path: str | Path, names: Iterable[str]) -> Pairs:
-    """Read a pair list; ValueError with file and line for another number of words or an unknown image."""
-    known, pairs = set(names), []
+def numbered_words(path: str | Path, what: str) -> list[tuple[int, list[str]]]:
+    """Read (number from 1, words) of every line of a text file that is not blank; `what` it is stands in errors."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as a list of pairs: {error}") from error
-    for number, line in enumerate(lines, 1):
-        words = line.split()
-        if not words:
-            continue
+        raise ValueError(f"{path}: cannot be read as a {what}: {error}") from error
+    return [(number, words) for number, line in enumerate(lines, 1) if (words := line.split())]
+
+
+def read_pair_list(path: str | Path, names: Iterable[str]) -> Pairs:
+    """Read a pair list; ValueError with file and line for another number of words or an unknown image."""
+    known, pairs = set(names), []
+    for number, words in numbered_words(path, "list of pairs"):
         if len(words) != 2:
             raise ValueError(f"{path}:{number}: found {len(words)} words, expected two names")
         missing = [word for word in words if word not in known]

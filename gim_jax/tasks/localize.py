@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 from gim_jax import geometry
 from gim_jax.data.tfrecord import write_atomic
 from gim_jax.tasks import sfm, tracks
-from gim_jax.tasks.image_pairs import Pairs
+from gim_jax.tasks.image_pairs import Pairs, numbered_words
 
 MAX_ERROR_PX = 12.0  # hloc localize_sfm.py
 NUM_COVISIBLE = 20  # hloc pipeline_Aachen: database pairs of each image
@@ -62,13 +62,8 @@ def read_queries(paths: Sequence[str | Path]) -> dict[str, Any]:
     """Read lists of queries with intrinsics, `name MODEL width height params...` a line: name -> pycolmap.Camera."""
     pycolmap, cameras = sfm.quiet_pycolmap(), {}
     for path in paths:
-        try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: cannot be read as a list of queries: {error}") from error
-        for number, line in enumerate(lines, 1):
-            words = line.split()
-            if not words or words[0].startswith("#"):
+        for number, words in numbered_words(path, "list of queries"):
+            if words[0].startswith("#"):
                 continue
             try:
                 name, model, width, height, *params = words

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, ClassVar
 import ml_dtypes
 import numpy as np
 
+from gim_jax.data.scene_info import BAD_PICKLE
 from gim_jax.weights import store
 
 MAX_PICKLE = 64 * 2**20  # bytes: the structure of a checkpoint; the largest released one has 0.2 MiB
@@ -49,19 +50,6 @@ INERT_NAMES = {("argparse", "Namespace"), ("torch", "device"), ("collections", "
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of files written before PyTorch 1.6
 LEGACY_PROTOCOL = 1001
-BAD_PICKLE = (
-    pickle.UnpicklingError,
-    EOFError,
-    AttributeError,
-    ImportError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    OverflowError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
 
 
 def load(path: str | Path, member: str | None = None) -> dict[str, Any]:
