@@ -48,7 +48,7 @@ def batch_of(channels):
 
 def optimizer():
     optim = defaults().optim
-    optim.update(lr=1e-3, clip_norm=0.0)
+    optim.update(lr=1e-5, clip_norm=0.0)
     return make_optimizer(optim, 10, 8)
 
 
@@ -93,7 +93,7 @@ OPEN = pytest.mark.xfail(run=False, reason="DKM: gradient norms 0.6 % apart at e
 @pytest.mark.parametrize("family", ["loftr", pytest.param("dkm", marks=OPEN), "superglue", "lightglue"])
 def test_step_is_the_same_on_one_device_and_on_eight_with_split_parameters(family):
     one, eight = on_one_device(family), train_step(family, 8, fsdp=2)
-    assert one[0]["loss"] > 0 and one[1]["loss"] != one[0]["loss"]
+    assert one[1]["loss"] < one[0]["loss"] and one[0]["loss"] > 0
     for a, b in zip(one, eight):
         for name in ("loss", "grad_norm", "param_norm"):
             np.testing.assert_allclose(a[name], b[name], rtol=2e-4, err_msg=name)
