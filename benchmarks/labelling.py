@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from data_prep import label
+from data_prep.manifest import read_manifest
 from data_prep.world import WorldConfig, render
 from gim_jax.cli.models import format_table
 from gim_jax.config import load_config
@@ -37,9 +38,10 @@ def main() -> None:
         cpu_s = time.process_time()
         row = label.label_video(video, config, Path(folder) / "labels")
         cpu_s = time.process_time() - cpu_s
-        seconds = label.read_manifest(Path(folder) / "labels" / f"{row['sha256'][:16]}.time.json")
+        seconds = read_manifest(Path(folder) / "labels" / f"{row['sha256'][:16]}.time.json")
     assert seconds is not None
     total = seconds.pop("total")
+    seconds = {name: value for name, value in seconds.items() if name not in ("host", "began")}
     width, height = row["size"]
     print(f"{row['duration_s']:.1f} s of {width}x{height}, {', '.join(row['labellers'])}: {row['pairs']} pairs")
     print(f"{total:.1f} s on {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} (nothing else may run)")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.spatial import cKDTree
 
+from data_prep import appearance
 from gim_jax import robust
 from gim_jax.types import Fit
 
@@ -65,13 +66,21 @@ def fit_motion(xy: np.ndarray, size: tuple[int, int], config) -> tuple[str, Fit]
 
 
 def confirm(
-    names: Sequence[str], found: Sequence, masks: tuple[np.ndarray | None, np.ndarray | None], size, config
+    names: Sequence[str],
+    found: Sequence,
+    masks: tuple[np.ndarray | None, np.ndarray | None],
+    grays: tuple[np.ndarray, np.ndarray],
+    size: tuple[int, int],
+    config,
 ) -> PairLabels:
     """Fit each labeller's matches on their own and unite what is confirmed: none can veto another.
+
+    What fits a motion has to come from the pictures as well, see `data_prep.appearance`.
 
     Args:
       names, found: of the labellers; each found has xy [M, 4] px, conf [M] and reason.
       masks: [h, w] bool of the two frames at any scale, True where labels may lie; None for everywhere.
+      grays: the two frames, of `appearance.reduced_gray`.
       size: (width, height) of the frames.
     """
     parts, kinds, reasons, matches = [], [], [], []
@@ -86,6 +95,11 @@ def confirm(
         kind, fit = fit_motion(xy, size, config)
         if not kind:
             reasons.append(fit.reason)
+            continue
+        share, judged = appearance.agreement(*grays, xy[fit.inliers], size)
+        if judged < appearance.MIN_JUDGED or share < config.min_agreement:
+            why = f"{100 * share:.0f} % of {judged} look most alike where they are"
+            reasons.append(f"{fit.num_inliers} matches fit a motion that the pictures do not show: {why}")
             continue
         kinds.append(kind)
         parts.append((xy[fit.inliers], conf[fit.inliers], np.full(fit.num_inliers, index, np.int32)))

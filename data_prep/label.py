@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import tempfile
 import time
@@ -15,16 +16,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 
 import gim_jax
-from data_prep import masks
+from data_prep import colmap, masks
+from data_prep import manifest as about
 from data_prep import propagate as prop
 from data_prep import scan as scanning
 from data_prep import video as vid
 from data_prep.fitting import PairLabels, fit_motion, min_matches_for, pixel_scale
+from data_prep.manifest import PairStatistics, Summary, pair_statistics, read_manifest
 from data_prep.matchers import load_labellers, weights_digests
 from data_prep.matching import DirectLabels, match_video
 from gim_jax import image
@@ -34,25 +38,6 @@ from gim_jax.data.tfrecord import write_atomic
 
 WINDOW = 512  # start frames propagated at once, with the `prop.MAX_STEP` after them: bounds the memory of a long video
 Progress = Callable[[int, int], None]  # (sampled frames done, expected)
-
-
-@dataclass
-class Summary:
-    """What became of every start frame; [S] arrays by step for the kept labels.
-
-    Attributes:
-      counts, chained: by step, kept correspondences of each pair, and how many of them are propagated.
-      kinds: by step, what binds each kept pair: "F" epipolar lines, "H" a homography (the camera only turns, or sees
-        one plane), "" no pair.
-      best: step of the farthest kept pair that moves, 0 for none.
-      still: a pair is kept, but nothing moves in it.
-    """
-
-    counts: dict[int, np.ndarray] = field(default_factory=dict)
-    chained: dict[int, np.ndarray] = field(default_factory=dict)
-    kinds: dict[int, np.ndarray] = field(default_factory=dict)
-    best: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
-    still: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
 
 
 @dataclass
@@ -88,9 +73,9 @@ def label_video(path: str | Path, config, out: str | Path, progress: Progress | 
     """Label a video and write its results into `out`, each atomically, the manifest last.
 
     `<sha>.tfrecord` the pairs, `<sha>.examples` those of one start for the report, `<sha>.jpg` frames, `<sha>.json` the
-    manifest row, `<sha>.time.json` seconds by stage; all but the last depend on the video and the configuration alone.
-    Done work is not repeated: where the manifest of the same video and configuration exists it is returned, and
-    blocks of frames that an interrupted run finished are read back.
+    manifest row, `<sha>.time.json` seconds by stage, and where and when they passed; all but the last depend on the
+    video and the configuration alone. Done work is not repeated: where the manifest of the same video and configuration
+    exists it is returned, and blocks of frames that an interrupted run finished are read back.
 
     Returns:
       The manifest row. Raises ValueError for what is not a usable video.
@@ -102,6 +87,8 @@ def label_video(path: str | Path, config, out: str | Path, progress: Progress | 
     done = read_manifest(manifest)
     if done and done["label_config_hash"] == identity and (out / f"{stem}.tfrecord").is_file():
         return done
+    if done:  # of other settings: with its records half replaced it would speak for the wrong ones
+        manifest.unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     try:
         row = _label(path, info, config, identity, out, progress)
@@ -118,27 +105,29 @@ def _label(path, info, config, identity: str, out: Path, progress) -> dict:
     """Write the results of a video; see `label_video`."""
     stem = info.sha256[:16]
     store = out / f".{stem}-{identity}"
-    started = time.perf_counter()
+    started, began = time.perf_counter(), time.time()
     with tempfile.TemporaryFile(dir=out) as jpegs:
         labels = _direct(path, info, config, jpegs, store, progress)
         direct, clock = labels.direct, time.perf_counter()
         summary, example = _new_summary(len(direct.frames)), _Example()
         pairs = _pairs(labels, config, summary, example)
         to_record = _Recorder(labels, config, identity, jpegs)
-        num_pairs, num_labels = 0, 0
+        saved: list[PairStatistics] = []
 
-        def payloads(chosen) -> Iterator[bytes]:
-            nonlocal num_pairs, num_labels
-            for start, step, pair in chosen:
-                num_pairs, num_labels = num_pairs + 1, num_labels + len(pair["xy"])
-                yield records.encode(to_record(start, step, pair))
+        def payloads() -> Iterator[bytes]:
+            for start, step, pair in pairs:
+                record = to_record(start, step, pair)
+                F, interval_s = record.F if record.F.any() else None, record.time1_s - record.time0_s
+                saved.append(pair_statistics(record.correspondences, F, direct.size, interval_s))
+                yield records.encode(record)
 
-        records.write_tfrecord(out / f"{stem}.tfrecord", payloads(pairs))
-        saved = num_pairs, num_labels
-        records.write_tfrecord(out / f"{stem}.examples", payloads(example.pairs))
+        records.write_tfrecord(out / f"{stem}.tfrecord", payloads())
+        examples = (records.encode(to_record(*pair)) for pair in example.pairs)
+        records.write_tfrecord(out / f"{stem}.examples", examples)
         sheet = _contact_sheet(direct, jpegs)
     write_atomic(out / f"{stem}.jpg", lambda file: file.write(sheet))
     seconds = direct.seconds | {"propagate": time.perf_counter() - clock, "total": time.perf_counter() - started}
+    seconds |= {"host": platform.node(), "began": began}
     write_atomic(out / f"{stem}.time.json", lambda file: file.write(json.dumps(seconds, indent=1).encode()))
     row = _manifest_row(labels, summary, saved, config, identity)
     write_atomic(out / f"{stem}.json", lambda file: file.write(json.dumps(row, indent=1).encode()))
@@ -152,13 +141,13 @@ def label_in_memory(path: str | Path, config, progress: Progress | None = None) 
     direct = labels.direct
     num, summary = len(direct.frames), _new_summary(len(direct.frames))
     levels = []
-    for window in _windows(labels, config):
+    for window in _windows(labels, config, summary):
         _summarise(window, summary, labels, config)
         levels.append((window.num, window.levels))
     base = {step: prop.make_level(step, [_columns(row) for row in rows], num) for step, rows in direct.rows.items()}
     return VideoLabels(
         direct.size, direct.frames, direct.times_s, base, prop.join_windows(levels), labels.min_matches,
-        _reasons(labels, summary), summary,
+        about.reasons(direct.rows, summary, labels.min_matches), summary,
     )  # fmt: skip
 
 
@@ -172,14 +161,6 @@ def label_hash(config) -> str:
     return config_hash(settings)
 
 
-def read_manifest(path: Path) -> dict | None:
-    """The manifest row of a video, None where there is none or an unreadable one."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
 @dataclass
 class _Labels:
     """A video after matching: what everything later is made from."""
@@ -188,6 +169,8 @@ class _Labels:
     direct: DirectLabels
     min_matches: int
     notes: list[str]
+    spool: BinaryIO
+    folder: Path | None  # for temporary files; None: the system's
 
 
 def _direct(path, info, config, jpegs, store, progress) -> _Labels:
@@ -223,7 +206,7 @@ def _direct(path, info, config, jpegs, store, progress) -> _Labels:
     if not direct.frames:
         raise ValueError(f"{path}: {'; '.join(notes)}")
     direct.seconds["scan"] = seconds
-    return _Labels(info, direct, min_matches_for(direct.size, config), notes)
+    return _Labels(info, direct, min_matches_for(direct.size, config), notes, jpegs, store)
 
 
 def _fit_size(rgb: np.ndarray, long_side: int) -> np.ndarray:
@@ -244,25 +227,44 @@ class _Window:
     kinds: dict[int, np.ndarray]
 
 
-def _windows(labels: _Labels, config) -> Iterator[_Window]:
-    """Propagate a part of the video at a time, exactly as all at once."""
-    num = len(labels.direct.frames)
+def _windows(labels: _Labels, config, summary: Summary) -> Iterator[_Window]:
+    """Propagate a part of the video at a time, exactly as all at once; or reconstruct it clip by clip."""
+    num, links = len(labels.direct.frames), config.source == "links"
+    length, ahead = (WINDOW, prop.MAX_STEP) if links else (config.clip_samples, 0)
     with ThreadPoolExecutor(config.workers or os.cpu_count()) as pool:
-        for first in range(0, num, WINDOW):
-            inside, last = min(WINDOW, num - first), min(first + WINDOW + prop.MAX_STEP, num)
-            base, kinds = {}, {}
-            for step, rows in labels.direct.rows.items():
-                part = [row if first + k + step < last else None for k, row in enumerate(rows[first:last])]
-                base[step] = prop.make_level(step, [_columns(row) for row in part], last - first)
-                kinds[step] = [row.kind if row else "" for row in part]
-            levels = prop.propagate(base, labels.min_matches, config.link_radius_px, config.link_rule)
-            levels = [prop.first_starts(level, inside) for level in levels]
+        for first in range(0, num, length):
+            inside, last = min(length, num - first), min(first + length + ahead, num)
+            parts = {
+                step: [row if first + k + step < last else None for k, row in enumerate(rows[first:last])]
+                for step, rows in labels.direct.rows.items()
+            }
+            if links:
+                base = {s: prop.make_level(s, [_columns(r) for r in part], last - first) for s, part in parts.items()}
+                levels = prop.propagate(base, labels.min_matches, config.link_radius_px, config.link_rule)
+                levels = [prop.first_starts(level, inside) for level in levels]
+                kinds = {step: [row.kind if row else "" for row in part[:inside]] for step, part in parts.items()}
+            else:
+                levels, kinds = _reconstructed(parts, labels, config, first, summary.unplaced[first:last]), {}
             fitted = [
-                refit(level, kinds.get(level.step, [])[:inside], labels.min_matches, labels.direct.size, config, pool)
+                refit(level, kinds.get(level.step, []), labels.min_matches, labels.direct.size, config, pool)
                 for level in levels
             ]
             fitted = [(level, kind) for level, kind in fitted if level.mask.any()]
             yield _Window(first, inside, [level for level, _ in fitted], {level.step: kind for level, kind in fitted})
+
+
+def _reconstructed(parts, labels: _Labels, config, first: int, unplaced: np.ndarray) -> list[prop.Level]:
+    """The levels of a clip by COLMAP; notes the frames without a pose."""
+    jpegs = labels.direct.jpegs
+    model = colmap.reconstruct(
+        parts, config.labellers, lambda frame: _unspool(labels.spool, jpegs[first + frame]), labels.folder
+    )
+    unplaced[:] = True
+    if model is None:
+        return []
+    seen = colmap.observations(model, len(unplaced))
+    unplaced[:] = [not len(frame["ids"]) for frame in seen]
+    return colmap.levels(seen, labels.min_matches)
 
 
 def _columns(row: PairLabels | None) -> dict[str, np.ndarray] | None:
@@ -288,7 +290,7 @@ def refit(level: prop.Level, direct_kinds: list[str], min_matches: int, size, co
 
 
 def _new_summary(num: int) -> Summary:
-    return Summary(best=np.zeros(num, int), still=np.zeros(num, bool))
+    return Summary(best=np.zeros(num, int), still=np.zeros(num, bool), unplaced=np.zeros(num, bool))
 
 
 def _summarise(window: _Window, summary: Summary, labels: _Labels, config) -> None:
@@ -321,7 +323,7 @@ def _pairs(labels: _Labels, config, summary: Summary, example: _Example) -> Iter
     nearest = min(labels.direct.rows)
     num_direct = np.zeros(len(labels.direct.frames), int)
     num_direct[: len(labels.direct.rows[nearest])] = [len(row.xy) for row in labels.direct.rows[nearest]]
-    for window in _windows(labels, config):
+    for window in _windows(labels, config, summary):
         _summarise(window, summary, labels, config)
         by_step = {level.step: level for level in window.levels}
         scores = [(int(summary.best[s]), int(num_direct[s])) for s in range(window.first, window.first + window.num)]
@@ -338,25 +340,6 @@ def _pairs(labels: _Labels, config, summary: Summary, example: _Example) -> Iter
         for start in range(window.first, window.first + window.num):
             if step := int(summary.best[start]):
                 yield start, step, by_step[step].pair(start - window.first)
-
-
-def _reasons(labels: _Labels, summary: Summary) -> list[str]:
-    """Why no pair starts at a sampled frame, "" where one does."""
-    rows = labels.direct.rows[min(labels.direct.rows)]
-    reasons = []
-    for start, best in enumerate(summary.best):
-        if best:
-            reasons.append("")
-        elif start >= len(rows):
-            reasons.append("the video ends")
-        elif summary.still[start]:
-            reasons.append("the camera stands still")
-        elif rows[start].reason:
-            reasons.append(rows[start].reason)
-        else:
-            found = f"{len(rows[start].xy)} correspondences to the next sampled frame"
-            reasons.append(f"{found}, {labels.min_matches} are not enough")
-    return reasons
 
 
 @dataclass
@@ -410,52 +393,9 @@ def _unspool(file, place: tuple[int, int]) -> bytes:
     return file.read(place[1])
 
 
-def _stages(labels: _Labels, summary: Summary, config) -> list[dict]:
-    """Counts by interval: of the direct labels, by labeller, and of the kept ones."""
-    stages = []
-    for step, rows in labels.direct.rows.items():
-        counts = np.array([len(row.xy) for row in rows], int)
-        by_labeller = {
-            name: {
-                "matches": int(sum(row.matches[k] for row in rows)),
-                "pairs_fitted": int(sum(row.confirmed[k] > 0 for row in rows)),
-                "confirmed": int(sum(row.confirmed[k] for row in rows)),
-                "labels": int(sum((row.teacher == k).sum() for row in rows)),
-            }
-            for k, name in enumerate(config.labellers)
-        }
-        stages.append({"stage": "direct", "step": step, "pairs": len(counts), "fitted": int((counts > 0).sum()),
-                       "homographies": sum(row.kind == "H" for row in rows), **_spread(counts[counts > 0]),
-                       "labellers": by_labeller})  # fmt: skip
-    for step, counts in summary.counts.items():
-        stages.append({"stage": "kept", "step": step, "pairs": max(len(counts) - step, 0),
-                       "kept": int((counts > 0).sum()), "homographies": int((summary.kinds[step] == "H").sum()),
-                       "propagated_share": float(summary.chained[step].sum() / counts.sum()),
-                       **_spread(counts[counts > 0])})  # fmt: skip
-    return stages
-
-
-def _spread(counts: np.ndarray) -> dict:
-    if not len(counts):
-        return {"correspondences": 0}
-    low, median, high = np.percentile(counts, [5, 50, 95]).round().astype(int).tolist()
-    return {"correspondences": int(counts.sum()), "p5": low, "median": median, "p95": high}
-
-
-def _stretches(times_s: list[float], reasons: list[str]) -> list[dict]:
-    """Runs of sampled frames lost for the same kind of reason (numbers aside)."""
-    runs: list[dict] = []
-    for time_s, reason in zip(times_s, reasons):
-        kind = "".join(c for c in reason if not c.isdigit())
-        if runs and runs[-1]["kind"] == kind:
-            runs[-1] |= {"to_s": time_s, "frames": runs[-1]["frames"] + 1}
-        else:
-            runs.append({"kind": kind, "from_s": time_s, "to_s": time_s, "frames": 1, "reason": reason})
-    return [{k: v for k, v in run.items() if k != "kind"} for run in runs if run["reason"]]
-
-
-def _manifest_row(labels: _Labels, summary: Summary, saved: tuple[int, int], config, identity: str) -> dict:
+def _manifest_row(labels: _Labels, summary: Summary, saved: list[PairStatistics], config, identity: str) -> dict:
     direct, best = labels.direct, summary.best
+    reasons = about.reasons(direct.rows, summary, labels.min_matches)
     return {
         **asdict(labels.info),
         "size": list(direct.size),
@@ -464,13 +404,15 @@ def _manifest_row(labels: _Labels, summary: Summary, saved: tuple[int, int], con
         "every_seconds": config.every_seconds,
         "labellers": list(config.labellers),
         "min_matches": labels.min_matches,
-        "pairs": saved[0],
-        "correspondences": saved[1],
+        "pairs": len(saved),
+        "correspondences": sum(pair.matches for pair in saved),
         "licence": config.licence,
         "label_config_hash": identity,
         "code_version": gim_jax.__version__,
-        "stages": _stages(labels, summary, config),
+        "stages": about.stages(direct.rows, summary, config.labellers),
         "saved_by_step": {str(step): int((best == step).sum()) for step in np.unique(best[best > 0])},
-        "lost": _stretches(direct.times_s, _reasons(labels, summary)),
+        "histograms": about.histograms(saved),
+        "shown": about.shown_pairs(saved),
+        "lost": about.stretches(direct.times_s, reasons),
         "notes": labels.notes,
     }

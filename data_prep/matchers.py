@@ -18,11 +18,13 @@ import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from data_prep.cells import MIN_DESCRIPTORS, Cells, into_cells, match_in_cells
 from data_prep.fitting import pixel_scale
 from gim_jax import geometry, image, rootsift
 from gim_jax.api import CELL, load_matcher
 from gim_jax.matchers import RESAMPLINGS, Network
 from gim_jax.models import FAMILIES, MODELS
+from gim_jax.tasks import load_extra
 
 
 class Found(NamedTuple):
@@ -37,8 +39,19 @@ def nothing(reason: str) -> Found:
     return Found(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), reason)
 
 
+CHOICES = {"source": ("links", "colmap"), "link_rule": ("paper", "local", "released")}  # of the configuration
+
+
 def check_labellers(config) -> None:
-    """Raise a ValueError naming the labeller: none, one twice, an unknown one, weights that are missing."""
+    """Raise a ValueError naming the labeller: none, one twice, an unknown one, weights that are missing.
+
+    Also where the configuration chooses something that does not exist, or needs an extra that is not installed.
+    """
+    for key, known in CHOICES.items():
+        if config[key] not in known:
+            raise ValueError(f"{key}: found {config[key]!r}, expected one of {', '.join(known)}")
+    if config.source == "colmap":
+        load_extra("pycolmap", "sfm")
     names = list(config.labellers)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"labellers: found {', '.join(names) or 'none'}, expected one or more, each once")
@@ -101,6 +114,14 @@ def _digest(path: str, _stamp: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class Described(NamedTuple):
+    """Keypoints [N, 2] px, descriptors [N, 128] of unit length, and the cells that they are sorted by, if any."""
+
+    kpts: np.ndarray
+    desc: np.ndarray
+    cells: Cells | None
+
+
 class RootSIFT:
     """RootSIFT: everything on the CPU, a pair at a time, in the threads that call it."""
 
@@ -109,27 +130,34 @@ class RootSIFT:
     def __init__(self, config):
         self.config = config
 
-    def prepare(self, rgb: np.ndarray) -> rootsift.Features:
+    def prepare(self, rgb: np.ndarray) -> Described:
         """Features of an [H, W, 3] uint8 RGB frame."""
         config = self.config
-        return rootsift.extract(
+        found = rootsift.extract(
             image.to_gray(rgb),
             config.max_keypoints or None,
             config.contrast_threshold,
             max_diameter_px=config.max_diameter_px * pixel_scale(image.size_of(rgb), config),
         )
+        if not config.probes or len(found.desc) < MIN_DESCRIPTORS:
+            return Described(found.kpts, found.desc, None)
+        order, sorted_into = into_cells(found.desc)
+        return Described(found.kpts[order], found.desc[order], sorted_into)
 
-    def features(self, prepared: Sequence[rootsift.Features]) -> list[rootsift.Features]:
+    def features(self, prepared: Sequence[Described]) -> list[Described]:
         return list(prepared)
 
-    def match(self, pairs: Sequence[tuple[rootsift.Features, rootsift.Features]]) -> list[Found]:
+    def match(self, pairs: Sequence[tuple[Described, Described]]) -> list[Found]:
         """Match pairs of features."""
         return [self._match(*pair) for pair in pairs]
 
-    def _match(self, one: rootsift.Features, two: rootsift.Features) -> Found:
+    def _match(self, one: Described, two: Described) -> Found:
         if (fewest := min(len(one.kpts), len(two.kpts))) < 8:
             return nothing(f"no texture: {fewest} keypoints")
-        idx0, idx1, conf = rootsift.match(one.desc, two.desc, self.config.ratio)
+        if two.cells is None:
+            idx0, idx1, conf = rootsift.match(one.desc, two.desc, self.config.ratio)
+        else:
+            idx0, idx1, conf = match_in_cells(one.desc, two.desc, two.cells, self.config.ratio, self.config.probes)
         return Found(np.concatenate([one.kpts[idx0], two.kpts[idx1]], 1), conf)
 
 

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from data_prep.fitting import PairLabels, confirm
+from data_prep import appearance
+from data_prep.fitting import PairLabels, confirm, pixel_scale
 from data_prep.matchers import Found
 from data_prep.video import Frame
 from gim_jax import image
@@ -61,6 +63,9 @@ class _Block:
         self.path = None if store is None else store / f"{first // BLOCK:05d}.npz"
         self.known = None if self.path is None else read_block(self.path, len(self.pairs))
         self.jpegs = [run.thread("jpeg", image.encode_jpeg, f.rgb, config.jpeg_quality) for f in frames]
+        self.size = image.size_of(frames[0].rgb)
+        scale = pixel_scale(self.size, config)
+        self.grays = [run.thread("gray", appearance.reduced_gray, f.rgb, scale) for f in frames]
         self.masks = [run.thread("mask", mask, f) for f in frames] if mask else None
         self._features: dict[str, Callable[[int], Any]] = {}
         self._found: list[list[Callable[[], Found]]] = []
@@ -92,6 +97,9 @@ class _Block:
         masks = self.of(n).masks
         return None if masks is None else masks[n - self.of(n).first].result()
 
+    def gray(self, n: int) -> np.ndarray:
+        return self.of(n).grays[n - self.of(n).first].result()
+
     def match(self, labellers: Sequence) -> None:
         """Start to match the pairs of one scene, unless the labels are known."""
         if self.known is not None:
@@ -118,14 +126,14 @@ class _Block:
         self.previous = None
 
     def _start_fits(self, labellers: Sequence, config) -> None:
-        names, size, position = [one.name for one in labellers], image.size_of(self.frames[0].rgb), 0
+        names, position = [one.name for one in labellers], 0
         for _, n0, n1 in self.pairs:
             if self.scene(n0) != self.scene(n1):
                 self._fits.append(self.run.thread("fit", PairLabels.none, "a scene cut", len(names)))
                 continue
             found = [answers[position]() for answers in self._found]
-            masks = self.mask(n0), self.mask(n1)
-            self._fits.append(self.run.thread("fit", confirm, names, found, masks, size, config))
+            masks, grays = (self.mask(n0), self.mask(n1)), (self.gray(n0), self.gray(n1))
+            self._fits.append(self.run.thread("fit", confirm, names, found, masks, grays, self.size, config))
             position += 1
         self._found.clear()
 
@@ -143,6 +151,7 @@ class _Runner:
 
     def __init__(self, num_threads: int, seconds: dict[str, float]):
         self.threads, self.devices = ThreadPoolExecutor(num_threads), ThreadPoolExecutor(1)
+        self.blas = threadpool_limits(1, user_api="blas")  # its threads and ours would wait for each other
         self.seconds, self._lock = seconds, threading.Lock()
 
     def thread(self, stage: str, function: Callable, *args) -> Future:
@@ -165,6 +174,7 @@ class _Runner:
     def close(self) -> None:
         for pool in (self.threads, self.devices):
             pool.shutdown(cancel_futures=True)
+        self.blas.restore_original_limits()
 
 
 def match_video(
@@ -218,7 +228,7 @@ def _collect(block: _Block, out: DirectLabels, spool: BinaryIO) -> None:
     """Wait for a block and append it to the labels of the video."""
     for (step, _, _), row in zip(block.pairs, block.rows()):
         out.rows[step].append(row)
-    out.size = image.size_of(block.frames[0].rgb)
+    out.size = block.size
     for frame, jpeg in zip(block.frames, block.jpegs):
         out.jpegs.append((spool.seek(0, os.SEEK_END), spool.write(jpeg.result())))
         out.frames.append(frame.index)

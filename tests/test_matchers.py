@@ -55,8 +55,14 @@ def test_a_labeller_finds_what_the_matcher_of_the_api_finds(make, kind):
         np.testing.assert_allclose(one.conf, want.conf, atol=1e-4)
 
 
-def plain_frames(num: int, scene=lambda k: 0) -> list[Frame]:
-    return [Frame(20 * k, k / 1.5, np.full((SIZE[1], SIZE[0], 3), k, np.uint8), scene(k)) for k in range(num)]
+def numbered_frames(num: int, scene=lambda k: 0) -> list[Frame]:
+    """Frames that carry their number in the first pixel and show a picture that moves to the right by 2 px a frame."""
+    picture, frames = textured(SIZE[1], SIZE[0] + 2 * num, 0), []
+    for k in range(num):
+        rgb = picture[:, 2 * (num - k) :][:, : SIZE[0]].copy()
+        rgb[0, 0] = k
+        frames.append(Frame(20 * k, k / 1.5, rgb, scene(k)))
+    return frames
 
 
 class Standin:
@@ -98,7 +104,7 @@ def run(frames, labellers, config, store=None, mask=None):
 
 def test_features_of_a_frame_are_computed_once_and_every_pair_is_matched_once(config):
     labeller = Standin("net", on_device=True)
-    found = run(plain_frames(40), [labeller], config)
+    found = run(numbered_frames(40), [labeller], config)
     assert labeller.extracted == list(range(40))
     assert sorted(labeller.matched) == sorted((s, s + d) for d in (1, 2, 4) for s in range(40 - d))
     for step, rows in found.rows.items():
@@ -108,7 +114,7 @@ def test_features_of_a_frame_are_computed_once_and_every_pair_is_matched_once(co
 
 
 def test_a_matcher_that_fails_does_not_veto_another(config):
-    found = run(plain_frames(6), [Standin("junk", True, junk=True), Standin("good", False)], config)
+    found = run(numbered_frames(6), [Standin("junk", True, junk=True), Standin("good", False)], config)
     for rows in found.rows.values():
         for row in rows:
             assert row.matches.tolist() == [150, 150] and row.confirmed[0] == 0 and row.confirmed[1] == 150
@@ -117,7 +123,7 @@ def test_a_matcher_that_fails_does_not_veto_another(config):
 
 def test_nothing_is_matched_across_a_cut(config):
     labeller = Standin("net", on_device=True)
-    found = run(plain_frames(20, scene=lambda k: k // 7), [labeller], config)
+    found = run(numbered_frames(20, scene=lambda k: k // 7), [labeller], config)
     assert labeller.matched and all(a // 7 == b // 7 for a, b in labeller.matched)
     for step, rows in found.rows.items():
         for start, row in enumerate(rows):
@@ -125,12 +131,12 @@ def test_nothing_is_matched_across_a_cut(config):
 
 
 def test_blocks_on_disk_are_not_computed_again(config, tmp_path):
-    whole = run(plain_frames(40), [Standin("net", True)], config)
-    run(plain_frames(40), [Standin("net", True)], config, tmp_path)
+    whole = run(numbered_frames(40), [Standin("net", True)], config)
+    run(numbered_frames(40), [Standin("net", True)], config, tmp_path)
     (tmp_path / "00002.npz").unlink()
     (tmp_path / "00000.npz").write_bytes((tmp_path / "00000.npz").read_bytes()[:100])
     labeller = Standin("net", True)
-    again = run(plain_frames(40), [labeller], config, tmp_path)
+    again = run(numbered_frames(40), [labeller], config, tmp_path)
     assert {b // matching.BLOCK for _, b in labeller.matched} == {0, 2}
     for step in whole.rows:
         for one, two in zip(whole.rows[step], again.rows[step], strict=True):
@@ -143,7 +149,7 @@ def test_masked_parts_of_a_frame_carry_no_label(config):
     def mask(frame):
         return np.arange(48)[None] * 2 >= 10 * frame.index / 20 + np.zeros((36, 1))  # half size; 10 px more a frame
 
-    found = run(plain_frames(4), [Standin("net", True)], config, mask=mask)
+    found = run(numbered_frames(4), [Standin("net", True)], config, mask=mask)
     for step, rows in found.rows.items():
         for start, row in enumerate(rows):
             assert (
@@ -166,7 +172,7 @@ def test_of_near_duplicates_the_more_confident_stays():
 
 def test_reasons_name_the_labeller(config):
     found = [Found(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), "no texture: 3 keypoints")] * 2
-    row = confirm(["a", "b"], found, (None, None), SIZE, config)
+    row = confirm(["a", "b"], found, (None, None), (np.zeros((72, 96), np.uint8),) * 2, SIZE, config)
     assert row.reason == "a: no texture: 3 keypoints; b: no texture: 3 keypoints" and row.kind == ""
 
 

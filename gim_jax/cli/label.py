@@ -24,6 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task-count", "--task_count", type=int, default=1, help="of an array job: number of shares (default: 1)"
     )
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="label on a Ray cluster; without an address on a local one",
+    )
     parser.set_defaults(accepts_overrides=True)
 
 
@@ -32,12 +39,22 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     if args.processes < 1:
         raise ValueError(f"--processes: found {args.processes}, expected 1 or more")
-    _, failed = label_all(args.videos, config, Path(args.out), args.processes, args.task_index, args.task_count)
+    if args.ray is not None and args.processes > 1:
+        raise ValueError("--processes, --ray: found both, expected one of them")
+    _, failed = label_all(
+        args.videos, config, Path(args.out), args.processes, args.task_index, args.task_count, args.ray
+    )
     return 1 if failed else 0
 
 
 def label_all(
-    videos: Sequence[str], config, out: Path, processes: int = 1, task_index: int = 0, task_count: int = 1
+    videos: Sequence[str],
+    config,
+    out: Path,
+    processes: int = 1,
+    task_index: int = 0,
+    task_count: int = 1,
+    ray: str | None = None,
 ) -> tuple[list[dict], list[str]]:
     """Label videos. Returns the manifest rows and the lines about those that failed."""
     from data_prep import fleet
@@ -53,14 +70,18 @@ def label_all(
     failures.unlink(missing_ok=True)
     rows: list[dict] = []
     failed: list[str] = []
-    results = fleet.label_in_workers(jobs, config, out, processes) if processes > 1 else _here(jobs, config, out)
+    if ray is not None:
+        results = fleet.label_on_ray(jobs, config, out, ray)
+    elif processes > 1:
+        results = fleet.label_in_workers(jobs, config, out, processes)
+    else:
+        results = _here(jobs, config, out)
     for job, result in results:
         if isinstance(result, dict):
             rows.append(result)
             print(f"  {printable(Path(job.video).name)}: {describe(result)}", flush=True)
             continue
-        line = str(result)
-        failed.append(printable(line if job.video in line else f"{job.video}: {line}"))
+        failed.append(printable(result))
         print(f"gim-jax label: {failed[-1]}", file=sys.stderr)
     if failed:
         write_atomic(failures, lambda file: file.write(json.dumps(failed).encode()))
@@ -74,10 +95,7 @@ def _here(jobs, config, out: Path):
 
     for job in jobs:
         with Progress(f"label {printable(Path(job.video).name)}", unit="frames") as progress:
-            try:
-                result = label_here(job, config, out, progress)
-            except (ValueError, OSError) as error:
-                result = error
+            result = label_here(job, config, out, progress)
         yield job, result
 
 

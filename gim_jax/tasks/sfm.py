@@ -175,8 +175,13 @@ def verification_options(pycolmap: Any) -> Any:
     return options
 
 
-def map_images(database: str | Path, folder: str | Path, out: str | Path, fixed_cameras: bool = False) -> list[Any]:
-    """Run COLMAP's incremental mapping: the models, that with most images first, written to `out`/0, 1 ..."""
+def map_images(
+    database: str | Path, folder: str | Path, out: str | Path, fixed_cameras: bool = False, num_threads: int = -1
+) -> list[Any]:
+    """Run COLMAP's incremental mapping: the models, that with most images first, written to `out`/0, 1 ...
+
+    Several threads (-1: all cores) add up in another order each time; with one the same input gives the same model.
+    """
     pycolmap = quiet_pycolmap()
     reader = pycolmap.Database.open(str(database))
     num_verified = reader.num_verified_image_pairs()
@@ -185,6 +190,7 @@ def map_images(database: str | Path, folder: str | Path, out: str | Path, fixed_
         return []
     options = pycolmap.IncrementalPipelineOptions()
     options.random_seed = 0
+    options.num_threads = num_threads
     options.min_model_size = 3
     if fixed_cameras:
         options.ba_refine_focal_length = options.ba_refine_principal_point = options.ba_refine_extra_params = False
