@@ -20,7 +20,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["gim_jax*", "data_prep*"]) + ["gim_jax._configs"],
-    package_data={"gim_jax": ["report.html.jinja"]},
+    package_data={"gim_jax": ["report.html.jinja"], "gim_jax.web": ["pair.js", "pair.css"]},
     package_dir={"gim_jax._configs": "configs"},
     install_requires=[
         "jax>=0.10",
@@ -49,6 +49,7 @@ setup(
         "videos": ["yt-dlp"],  # fetches what `gim-jax videos` is given as an address
         "ray": ["ray>=2.40"],  # `gim-jax label --ray`
         "sfm": ["pycolmap>=4.0", "h5py>=3.10"],  # reconstruction and localization; hloc's files
+        "web": ["gradio>=6"],  # the page of `gim-jax web`
         "tables": ["pandas>=2"],  # matches as a table
         "docs": ["mkdocs-material>=9.5", "mkdocstrings-python>=1.10"],  # the site: `mkdocs build`
         "clouds": ["laspy>=2.5", "small_gicp>=1.0"],  # LAS files; ICP after `gim-jax register`

@@ -11,7 +11,7 @@ ORDER = [
     {"ops", "geometry", "image", "robust", "rootsift", "prefetch"},
     {"models", "losses", "losses_dense", "supervision", "data", "viz"},
     {"weights", "matchers", "api", "export"},
-    {"train", "eval", "tasks", "report"},
+    {"train", "eval", "tasks", "report", "web"},
     {"cli", "__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
