@@ -216,7 +216,9 @@ def test_commands_refuse_bad_input(world, tmp_path, capsys):
 def test_images_without_matches_are_a_result(world, tmp_path):
     folder = world[0]  # plain gray images: RootSIFT finds nothing
     out = tmp_path / "o"
-    assert cli.main(["reconstruct", str(folder / "images"), "--out", str(out), "--pairs", "sequential", "--hloc"]) == 1
+    assert cli.main(["reconstruct", str(folder / "images"), "--out", str(out), "--pairs", "sequential"]) == 1
+    assert json.loads((out / "statistics.json").read_text())["models"] == []
+    words = ["export", "--to", "hloc", "--model", "rootsift", "--images", str(folder / "images")]
+    assert cli.main([*words, "--pairs", "sequential", str(out)]) == 0
     assert (out / "features.h5").is_file() and (out / "matches.h5").is_file()
     assert len((out / "pairs.txt").read_text().splitlines()) == 15  # steps 1, 2, 3, 4 and 5 of six images
-    assert json.loads((out / "statistics.json").read_text())["models"] == []

@@ -31,25 +31,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument("--threshold", type=float, default=1.0, metavar="PX", help="inlier distance, two images")
     many = parser.add_argument_group("many images (pip install 'gim-jax[sfm]')")
-    many.add_argument(
+    add_matching_arguments(many)
+    many.add_argument("--num-frames", type=int, default=200, metavar="N", help="of a video (default: %(default)s)")
+
+
+def add_matching_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add what `match_images` and COLMAP's database need; `gim-jax export` takes the same."""
+    group.add_argument(
         "--pairs",
         default="auto",
         metavar="HOW",
         help="exhaustive, sequential, retrieval, or a file of names; auto: exhaustive up to 30 images, sequential and "
         "retrieval for a video, else retrieval",
     )
-    many.add_argument(
+    group.add_argument(
         "--neighbours", type=int, metavar="N", help="images paired with each (sequential 5, retrieval 20)"
     )
-    many.add_argument("--cameras", default="auto", choices=("auto", "single", "per-folder", "per-image"))
-    many.add_argument("--camera-model", default="", metavar="NAME", help="COLMAP's camera model, such as PINHOLE")
-    many.add_argument(
+    group.add_argument("--cameras", default="auto", choices=("auto", "single", "per-folder", "per-image"))
+    group.add_argument("--camera-model", default="", metavar="NAME", help="COLMAP's camera model, such as PINHOLE")
+    group.add_argument(
         "--camera-params", nargs="+", type=float, default=(), metavar="X", help="its parameters, kept fixed"
     )
-    many.add_argument("--merge", type=float, metavar="PX", help="radius within which points are one keypoint")
-    many.add_argument("--max-keypoints", type=int, metavar="N", help="per image, the best supported")
-    many.add_argument("--hloc", action="store_true", help="write features.h5, matches.h5 and pairs.txt for hloc too")
-    many.add_argument("--num-frames", type=int, default=200, metavar="N", help="of a video (default: %(default)s)")
+    group.add_argument("--merge", type=float, metavar="PX", help="radius within which points are one keypoint")
+    group.add_argument("--max-keypoints", type=int, metavar="N", help="per image, the best supported")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,55 +66,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _many(args: argparse.Namespace) -> int:
-    from gim_jax.cli.progress import Progress
-    from gim_jax.tasks import hloc, image_pairs, load_extra, sfm, tracks
+    from gim_jax.tasks import image_pairs, load_extra, sfm
 
     load_extra("pycolmap", "sfm")
-    if bool(args.camera_model) != bool(args.camera_params):
-        raise ValueError("--camera-model, --camera-params: found one of them, expected both or none")
     source, out = Path(args.sources[0]), Path(args.out)
     if not source.exists():
         raise ValueError(f"{source}: no such file or folder, expected a folder of images or a video")
-    if args.model != "rootsift":
-        api.enable_compilation_cache()
-    settings = {"max_keypoints": args.max_keypoints or MAX_KEYPOINTS} if args.model == "rootsift" else {}
-    matcher = api.load_matcher(args.model, args.weights, **settings)
+    matcher = matcher_of_many(args)
     video = source.is_file()
     folder = _extract_frames(source, out, args.num_frames) if video else source
     names = image_pairs.list_images(folder)
     if len(names) < 3:
         raise ValueError(f"{folder}: found {len(names)} images, expected three or more")
     out.mkdir(parents=True, exist_ok=True)
-    with Progress("describing", "images") as progress:
-        pairs = _choose_pairs(args, folder, names, video, progress)
-    print(f"{len(names)} images, {len(pairs)} pairs")
-    with Progress("matching", "pairs") as progress:
-        found = sfm.match_all(folder, pairs, matcher, out / "matches", progress)
-    radius = sfm.merge_radius(matcher) if args.merge is None else args.merge
-    keypoints, matched = tracks.build_tracks(pairs, found, radius, args.max_keypoints)
-    for name in ("database.db", "database.pairs.txt"):
-        (out / name).unlink(missing_ok=True)
-    sfm.write_database(
-        out / "database.db",
-        folder,
-        keypoints,
-        pairs,
-        [index for index, _ in matched],
-        cameras=args.cameras,
-        camera_model=args.camera_model,
-        camera_params=args.camera_params,
-    )
-    if args.hloc:
-        sizes = {name: sfm.stored_turns(folder / name)[1] for name in keypoints}
-        hloc.write_features(out / "features.h5", keypoints, sizes)
-        hloc.write_matches(out / "matches.h5", pairs, matched, keypoints)
-        hloc.write_pairs(out / "pairs.txt", pairs)
+    pairs, keypoints, matched = match_images(args, folder, names, matcher, out, video)
+    write_database(args, folder, pairs, keypoints, matched, out)
     print("mapping with COLMAP", flush=True)
     models = sfm.map_images(out / "database.db", folder, out / "sparse", bool(args.camera_params))
     record = sfm.statistics(models, len(names)) | {
         "num_pairs": len(pairs),
         "num_matches": sum(len(index) for index, _ in matched),
-        "merge_px": radius,
+        "merge_px": merge_radius(args, matcher),
         "matcher": matcher.describe(),
     }
     text = json.dumps(record, indent=1, allow_nan=False)
@@ -124,6 +100,54 @@ def _many(args: argparse.Namespace) -> int:
     print(f"{best['mean_track_length']:.2f} images a point, reprojection error {best['mean_reprojection_px']:.2f} px")
     print(f"database.db, sparse/0, points.ply, poses.json, statistics.json and picture.png in {out}")
     return 0
+
+
+def matcher_of_many(args: argparse.Namespace):
+    """Load the matcher for many images; the settings of the cameras are checked first."""
+    if bool(args.camera_model) != bool(args.camera_params):
+        raise ValueError("--camera-model, --camera-params: found one of them, expected both or none")
+    if args.model != "rootsift":
+        api.enable_compilation_cache()
+    settings = {"max_keypoints": args.max_keypoints or MAX_KEYPOINTS} if args.model == "rootsift" else {}
+    return api.load_matcher(args.model, args.weights, **settings)
+
+
+def merge_radius(args: argparse.Namespace, matcher) -> float:
+    """Return the radius of a keypoint, in px."""
+    from gim_jax.tasks import sfm
+
+    return sfm.merge_radius(matcher) if args.merge is None else args.merge
+
+
+def match_images(args: argparse.Namespace, folder: Path, names: list[str], matcher, out: Path, video: bool = False):
+    """Choose pairs, match them with a cache in `out`/matches, build tracks: pairs, keypoints, matches of the pairs."""
+    from gim_jax.cli.progress import Progress
+    from gim_jax.tasks import sfm, tracks
+
+    with Progress("describing", "images") as progress:
+        pairs = _choose_pairs(args, folder, names, video, progress)
+    print(f"{len(names)} images, {len(pairs)} pairs")
+    with Progress("matching", "pairs") as progress:
+        found = sfm.match_all(folder, pairs, matcher, out / "matches", progress)
+    return pairs, *tracks.build_tracks(pairs, found, merge_radius(args, matcher), args.max_keypoints)
+
+
+def write_database(args: argparse.Namespace, folder: Path, pairs, keypoints, matched, out: Path) -> None:
+    """Write `out`/database.db anew, with verified pairs."""
+    from gim_jax.tasks import sfm
+
+    for name in ("database.db", "database.pairs.txt"):
+        (out / name).unlink(missing_ok=True)
+    sfm.write_database(
+        out / "database.db",
+        folder,
+        keypoints,
+        pairs,
+        [index for index, _ in matched],
+        cameras=args.cameras,
+        camera_model=args.camera_model,
+        camera_params=args.camera_params,
+    )
 
 
 def _choose_pairs(args: argparse.Namespace, folder: Path, names: list[str], video: bool, progress) -> list:

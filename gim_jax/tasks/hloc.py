@@ -6,7 +6,9 @@ steps by 1 px above 1024. The extra `sfm` has h5py.
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +17,29 @@ import numpy as np
 from gim_jax.data.tfrecord import write_atomic
 from gim_jax.tasks import load_extra
 from gim_jax.tasks.image_pairs import Pairs
+
+CONF = {  # of hloc.match_dense: images in colour and as they are, our matchers resize them
+    "output": "matches-gim-jax",
+    "model": {"name": "gim_jax"},
+    "preprocessing": {"grayscale": False, "resize_max": None, "dfactor": 1},
+    "max_error": 1,
+    "cell_size": 1,
+}
+
+
+def register() -> None:
+    """Make `hloc_matcher` known to an installed hloc as its matcher `gim_jax`; ValueError where hloc is not there.
+
+    The package `hloc` on PyPI is something else: hloc is installed from its repository.
+    """
+    name = "hloc.matchers.gim_jax"
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "hloc_matcher.py")
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    try:
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+    except ImportError as error:
+        raise ValueError(f"hloc is not installed ({error}): github.com/cvg/Hierarchical-Localization") from error
+    sys.modules[name] = module
 
 
 def pair_name(name0: str, name1: str) -> str:

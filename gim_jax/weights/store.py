@@ -28,6 +28,7 @@ DTYPES = {
     "BOOL": np.bool_,
 }
 META = "gim_jax"  # key of the JSON text in the safetensors header
+HUB_FILE = "model.safetensors"  # the weights in a folder of a model hub
 
 
 def save(path: str | Path, variables: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
@@ -45,6 +46,12 @@ def save(path: str | Path, variables: Mapping[str, Any], meta: Mapping[str, Any]
     write_atomic(path, lambda file: file.write(data))
 
 
+def file_of(path: str | Path) -> Path:
+    """Return the file of weights: the path itself, or `model.safetensors` in it where it is a folder of a model hub."""
+    path = Path(path)
+    return path / HUB_FILE if (path / HUB_FILE).is_file() else path
+
+
 def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read variables and metadata; see `read`."""
     return read(path)[:2]
@@ -56,7 +63,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], str]:
     Raises:
       ValueError: the file is missing, truncated, no safetensors file, or was not written by `save`.
     """
-    path = Path(path)
+    path = file_of(path)
     if not path.is_file():
         raise ValueError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}, expected a .safetensors file")
     try:
