@@ -13,8 +13,6 @@ import argparse
 import json
 import os
 import sys
-import time
-from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # the TPU compiler is asked by name; no TPU is looked for
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nor its metadata server
@@ -26,8 +24,10 @@ from jax.sharding import SingleDeviceSharding
 from gim_jax import export
 from gim_jax.cli.models import format_table
 from gim_jax.config import load_config
+from gim_jax.data.tfrecord import write_atomic
 from gim_jax.models import get_model, in_dtype
-from gim_jax.train.plan import CHIPS, GIB, OUT_OF_MEMORY, count_flops, slice_of, trace_step
+from gim_jax.train.compiled import measure
+from gim_jax.train.plan import slice_of, trace_step
 
 ZEB = (1600, 1216)  # 1600x1200 in its bucket: the largest of ZEB
 INFERENCE = {  # model: (width, height) px of both images
@@ -61,7 +61,7 @@ COLUMNS = {  # heading: figure of `measure` and its form
     "TFLOP": ("tflop", ".2f"),
     "GB": ("gbyte", ".0f"),
     "at peak ms": ("compute_ms", ".1f"),
-    "compiler's optimal ms": ("optimal_ms", ".1f"),
+    "compiler's optimal ms": ("compiler_ms", ".1f"),
     "compiled in s": ("compile_s", ".0f"),
 }
 
@@ -81,36 +81,6 @@ def training(name: str, dtype: str, topology: str):
     config = load_config(TRAINING[name], [f"--config.model.dtype={dtype}"])
     mesh = slice_of(topology, config.mesh.fsdp)
     return trace_step(config, mesh, mesh.size * config.optim.accumulate), mesh.size
-
-
-def measure(traced, chips: int, topology: str, effort: float) -> dict[str, float | None]:
-    """Compile and read the compiler's figures, per chip; of a program that does not fit only what is known."""
-    hbm_there, peak_tflops, _ = CHIPS[topology.partition(":")[0]]
-    tflop = count_flops(traced.jaxpr.jaxpr) / chips / 1e12
-    row = {"hbm_there_gib": hbm_there, "tflop": tflop, "compute_ms": tflop / peak_tflops * 1e3}
-    start = time.monotonic()
-    try:
-        options = {"exec_time_optimization_effort": effort, "memory_fitting_effort": effort}
-        compiled = traced.lower().compile(compiler_options=options)
-    except jax.errors.JaxRuntimeError as error:
-        used = OUT_OF_MEMORY.search(str(error))
-        if not used:
-            raise
-        scale = {"K": 2**-20, "M": 2**-10, "G": 1}[used[2]]
-        return row | {"hbm_gib": float(used[1]) * scale, "compile_s": time.monotonic() - start}
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    output = memory.output_size_in_bytes - memory.alias_size_in_bytes  # donated arguments become outputs
-    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes + output + memory.generated_code_size_in_bytes
-    optimal = cost["optimal_seconds"] * 1e3
-    return row | {
-        "hbm_gib": total / GIB,
-        "arguments_gib": memory.argument_size_in_bytes / GIB,
-        "temporaries_gib": memory.temp_size_in_bytes / GIB,
-        "output_gib": output / GIB,
-        "gbyte": cost["bytes accessed"] / 1e9,
-        "optimal_ms": optimal if optimal > 0 else None,  # the compiler counts -1 s where it has no estimate
-        "compile_s": time.monotonic() - start,
-    }
 
 
 def main() -> int:
@@ -155,9 +125,9 @@ def main() -> int:
         figures = ("-" if row.get(key) is None else format(row[key], form) for key, form in COLUMNS.values())
         table.append((kind, name, topology, *figures))
         print("  ".join(f"{key} {text}" for key, text in zip(table[0], table[-1])), flush=True)
+        if args.json:
+            write_atomic(args.json, lambda file: file.write(json.dumps(results, indent=1).encode()))
     print(f"\n{args.dtype}, jax {jax.__version__}, compiler's effort {args.effort:g}; per chip\n{format_table(table)}")
-    if args.json:
-        Path(args.json).write_text(json.dumps(results, indent=1))
     return 0
 
 

@@ -19,7 +19,7 @@ Chips and hours: `gim-jax plan --config=configs/dkm.py:gim --topology=v5e:8x8`.
 Sources: gim's branch train-gim-dkm, train.py and trainer/*; DKM's experiments/dkm/train_DKMv3_outdoor.py.
 """
 
-from gim_jax.train.defaults import defaults, use_model
+from gim_jax.train.defaults import defaults, shrink, use_model
 
 GIM_EPOCH = 3 * 938_240 // 120  # optimiser steps
 
@@ -30,7 +30,7 @@ def get_config(argument: str = ""):
     config.data.update(depth=True)
     config.optim.update(weight_decay=0.01)
     if argument == "outdoor":
-        use_model(config, "dkm_outdoor", remat=True)
+        use_model(config, "dkm_outdoor", remat=True, dtype="bfloat16")
         config.num_steps, config.batch_size = 250_000, 32
         config.data.update(size=(720, 544))
         config.data.sampling.update(epoch=938_240, power=0.75, min_overlap=0.01)
@@ -38,19 +38,14 @@ def get_config(argument: str = ""):
         config.optim.update(lr=4e-4, decay="steps", decay_at=(166_666, 225_000), decay_rate=0.2, clip_norm=0.0)
         config.optim.lr_multipliers = (("^encoder/", 0.05),)
     elif argument == "gim":
-        use_model(config, "gim_dkm", remat=True)
+        use_model(config, "gim_dkm", remat=True, dtype="bfloat16")
         config.num_steps, config.batch_size = 10 * GIM_EPOCH, 120
         config.data.update(size=(896, 672))
         config.data.sampling.update(epoch=938_240, power=0.75, max_overlap=0.7)
         config.optim.update(lr=8e-4, min_lr=1e-4, warmup_steps=GIM_EPOCH, lr_multipliers=(("^encoder/", 0.05),))
     elif argument == "tiny":
         use_model(config, "dkm_tiny")
-        config.num_steps, config.batch_size = 300, 8
-        config.update(log_every=1, checkpoint_every=50)
-        config.data.update(size=(160, 128), max_matches=128, min_matches=16, num_threads=2, depth=False)
-        config.data.augment.update(rescale_prob=1.0, rescale0=(1.6, 2.4), rescale1=(1.6, 2.4), dark_prob=0.1)
-        config.data.augment.update(perspective_prob=0.3, corner_jitter=0.1, rotation_deg=10.0)
-        config.optim.update(lr=1e-3, min_lr=1e-5, warmup_steps=30, decay="cosine", clip_norm=1.0)
+        shrink(config, (160, 128), 300)
     else:
         raise ValueError(f"configs/dkm.py: found argument {argument!r}, expected outdoor, gim or tiny")
     return config

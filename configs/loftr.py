@@ -18,7 +18,7 @@ Chips and hours: `gim-jax plan --config=configs/loftr.py:gim --topology=v5e:4x4`
 Sources: gim's README and trainer/lightning.py; LoFTR's src/config/default.py and configs/.
 """
 
-from gim_jax.train.defaults import defaults, use_model
+from gim_jax.train.defaults import defaults, shrink, use_model
 
 GIM_EPOCH = 3 * 938_240 // 64  # optimiser steps: gim's --maxlen of three data sets at batch 64
 OUTDOOR_EPOCH = 100 * 368 // 64  # 100 pairs of each scene
@@ -31,14 +31,16 @@ def get_config(argument: str = ""):
     config.data.update(size=(840, 840), channels=1, depth=True)
     config.optim.update(lr=1e-3, min_lr=5e-5, weight_decay=0.1)
     if argument == "outdoor":
-        use_model(config, "loftr_outdoor", temp_bug_fix=True, remat=True)  # the fix: right for training from scratch
+        use_model(
+            config, "loftr_outdoor", temp_bug_fix=True, remat=True, dtype="bfloat16"
+        )  # the fix: right for training from scratch
         config.num_steps = 30 * OUTDOOR_EPOCH
         config.data.sampling.update(per_scene=100, min_overlap=0.1, max_overlap=0.7)
         config.data.augment.update(rescale_prob=0.0, dark_prob=0.0, perspective_prob=0.0)  # the original has none
         config.optim.update(lr=8e-3, lr_scaling="linear", min_lr=0.0, warmup_steps=1875, decay="steps")
         config.optim.decay_at = tuple(epoch * OUTDOOR_EPOCH for epoch in (8, 12, 16, 20, 24))
     elif argument == "gim":
-        use_model(config, "gim_loftr", temp_bug_fix=True, remat=True)
+        use_model(config, "gim_loftr", temp_bug_fix=True, remat=True, dtype="bfloat16")
         config.num_steps = 10 * GIM_EPOCH
         config.data.update(channels=3)
         config.data.sampling.update(epoch=938_240, power=0.75, max_overlap=0.7)
@@ -46,20 +48,9 @@ def get_config(argument: str = ""):
         config.optim.update(warmup_steps=GIM_EPOCH, lr_multipliers=(("encode", 0.1),))
     elif argument == "tiny":
         use_model(config, "loftr_tiny")
-        _shrink(config)
+        shrink(config, (160, 120), 280)
+        config.checkpoint_every = 70
+        config.optim.update(lr=3e-3, weight_decay=0.01)
     else:
         raise ValueError(f"configs/loftr.py: found argument {argument!r}, expected outdoor, gim or tiny")
     return config
-
-
-def _shrink(config) -> None:
-    """Make a run that two CPU cores finish in a few minutes: crops of 160x120 px out of frames about 320 px wide."""
-    config.num_steps = 280
-    config.batch_size = 8
-    config.log_every = 1
-    config.checkpoint_every = 70
-    config.data.update(size=(160, 120), max_matches=128, min_matches=16, num_threads=2, depth=False)
-    # A small network has no capacity for full rotation invariance, and in minutes none for hard examples.
-    config.data.augment.update(rescale_prob=1.0, rescale0=(1.6, 2.4), rescale1=(1.6, 2.4), dark_prob=0.1)
-    config.data.augment.update(perspective_prob=0.3, corner_jitter=0.1, rotation_deg=10.0)
-    config.optim.update(lr=3e-3, min_lr=1e-5, warmup_steps=30, decay="cosine", weight_decay=0.01, clip_norm=1.0)

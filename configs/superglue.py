@@ -6,6 +6,8 @@ Paper       GIM (ICLR 2024), table 1, row GIM_SuperGlue: mean AUC@5 on ZEB 34.3 
 Data        packed folders, separated by commas, see configs/loftr.py.
 Start       weights with a detector in them.
 
+`tiny`      4 layers, 128 keypoints at 160x120, for CPUs; without `init_weights` the detector is random.
+            gim-jax train --config=configs/superglue.py:tiny --config.data.records=PAIRS --workdir=RUN
 `open`      (default) on SuperPoint-open (MIT), whose weights have to be in `init_weights`; schedule and data of `gim`.
             gim-jax train --config=configs/superglue.py --config.data.records=PAIRS --config.init_weights=START
 `homography`, `megadepth`: the two stages of glue-factory, see configs/lightglue.py, on SuperPoint-open.
@@ -18,17 +20,20 @@ Sources: settings of configs/lightglue.py; 100 Sinkhorn iterations in training f
 """
 
 from gim_jax.config import load_config
-from gim_jax.train.defaults import use_model
+from gim_jax.train.defaults import shrink, use_model
 
 
 def get_config(argument: str = ""):
     argument = argument or "open"
-    if argument not in ("open", "homography", "megadepth", "gim"):
+    if argument not in ("tiny", "open", "homography", "megadepth", "gim"):
         raise ValueError(
-            f"configs/superglue.py: found argument {argument!r}, expected open, homography, megadepth or gim"
+            f"configs/superglue.py: found argument {argument!r}, expected tiny, open, homography, megadepth or gim"
         )
-    config = load_config(f"configs/lightglue.py:{'gim' if argument == 'open' else argument}")
+    config = load_config(f"configs/lightglue.py:{'gim' if argument in ('tiny', 'open') else argument}")
     with config.unlocked():
         name = "gim_superglue" if argument == "gim" else "superglue_open"
-        use_model(config, name, remat=True, sinkhorn_iters=100)
+        use_model(config, name, remat=True, sinkhorn_iters=100, dtype="bfloat16")
+        if argument == "tiny":
+            use_model(config, name, num_layers=4, sinkhorn_iters=20)
+            shrink(config, (160, 120), 300)
     return config

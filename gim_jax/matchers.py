@@ -241,8 +241,6 @@ class Network(Matcher):
     """
 
     def __init__(self, info: ModelInfo, weights: Any, batch_size: int = 1, settings: Mapping[str, Any] | None = None):
-        import jax
-
         if weights is None:
             raise ValueError(f"weights: {info.name} needs some; source: {info.weights_source}")
         if isinstance(weights, Mapping):
@@ -266,14 +264,20 @@ class Network(Matcher):
         self.channels = getattr(self.config, "in_channels", info.channels)
         self.info = dataclasses.replace(info, resize=preset.resize, channels=self.channels)
         store.check(variables, self.info.template(self.config), name)
-        device = jax.config.jax_default_device or jax.local_devices()[0]  # the caller's, for the threads as well
-        self.variables = jax.device_put(jax.tree.map(np.asarray, dict(variables)), device)
+        self.set_variables(variables)
         self._lock = threading.Lock()  # programs are traced once, whichever thread comes first
         self._compile(info.network(self.config))
 
     def _own_settings(self, info: ModelInfo) -> dict[str, Any]:
         """Return settings beside the preset and the network's."""
         return {}
+
+    def set_variables(self, variables: Mapping[str, Any]) -> None:
+        """Match with other variables of the same shapes from now on; nothing is compiled anew."""
+        import jax
+
+        device = jax.config.jax_default_device or jax.local_devices()[0]  # the caller's, for the threads as well
+        self.variables = jax.device_put(jax.tree.map(np.asarray, dict(variables)), device)
 
     def _compile(self, module: Any) -> None:
         """Make the programs."""

@@ -8,14 +8,15 @@ import pytest
 from jax import numpy as jnp
 
 from gim_jax.cli import main
+from gim_jax.cli.plan import cells, write
 from gim_jax.data import records
 from gim_jax.data.pipeline import Batches
-from gim_jax.train import plan, sharding
+from gim_jax.train import compiled, plan, sharding
 from tests.pairs import data_config, make_record
 
 
 def flops(function, *shapes):
-    return plan.count_flops(jax.make_jaxpr(function)(*(jnp.zeros(shape) for shape in shapes)).jaxpr)
+    return compiled.count_flops(jax.make_jaxpr(function)(*(jnp.zeros(shape) for shape in shapes)).jaxpr)
 
 
 def test_flops_of_products_convolutions_and_loops_by_hand():
@@ -42,9 +43,20 @@ def test_collectives_are_counted_with_their_bytes():
   %all-gather-start.2 = (f32[2]{0}, f32[6]{0}) all-gather-start(f32[2]{0} %y)
   %done = f32[6]{0} all-gather-done(%all-gather-start.2)
 """
-    counts, moved = plan.collectives(text)
+    counts, moved = compiled.collectives(text)
     assert counts == {"all-reduce": 2, "all-gather": 1}
     assert moved == 120 + 16 + 16 + (8 + 24) // 2
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("Ran out of memory in memory space hbm. Used 17.81G of 15.75G hbm. Exceeded", ("17.81", "G")),
+        ("the total memory required for HLO temporaries (16.45G) exceeds available HBM (15.75G).", ("16.45", "G")),
+    ],
+)
+def test_what_a_program_that_does_not_fit_would_have_needed(text, found):
+    assert compiled.OUT_OF_MEMORY.search(text).groups() == found
 
 
 @pytest.mark.parametrize("depth", [False, True])
@@ -64,6 +76,15 @@ def test_described_batch_is_what_the_pipeline_makes(tmp_path, depth):
 def test_wrong_option_is_named(capsys, option, message):
     assert main(["plan", "--config=configs/loftr.py:tiny", option]) == 2
     assert capsys.readouterr().err.startswith(f"gim-jax plan: {message}")
+
+
+def test_table_and_plot_of_a_step_that_fits_nowhere(tmp_path):
+    row = {"topology": "v5e:4x4", "chips": 16, "pairs_per_chip": 4, "batch_size": 64, "hbm_gib": 20.1}
+    row |= {"hbm_there_gib": 16, "fits": False, "tflop": 30.4, "compute_ms": 154.5}
+    assert cells(row)[:7] == ("v5e:4x4", "16", "4", "64", "20.10", "16", "NO")
+    write(tmp_path, "a title", [row])
+    assert (tmp_path / "plan.csv").read_text().splitlines()[1].split(",")[:3] == ["64", "16", "154.5"]
+    assert (tmp_path / "plan.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Records: framing, schema, shards, packing, and what damage does."""
 
+import hashlib
 import json
 import os
 import signal
@@ -244,16 +245,28 @@ def test_dataset_does_not_depend_on_input_order_or_duplicates(tmp_path, payloads
     first = records.write_dataset(tmp_path / "a", "pairs", "train", 3, payloads)
     shuffled = [payloads[i] for i in np.random.default_rng(0).permutation(24)]
     second = records.write_dataset(tmp_path / "b", "pairs", "train", 3, iter(shuffled + payloads[:5]))
-    assert first == {"num_records": 24, "num_duplicates": 0}
-    assert second == {"num_records": 24, "num_duplicates": 5}
+    digest = first["sha256"]
+    assert first == {"num_records": 24, "num_duplicates": 0, "sha256": digest}
+    assert second == {"num_records": 24, "num_duplicates": 5, "sha256": digest}
     assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
     names = [f"pairs-train.tfrecord-0000{i}-of-00003" for i in range(3)]
     assert sorted(folder_bytes(tmp_path / "a")) == [
         "dataset_info.json",
         "features.json",
         "pairs-train.scenes.npz",
+        "pairs-train.sha256",
         *names,
     ]
+
+
+def test_digest_is_of_the_records_in_their_order(tmp_path, payloads):
+    result = records.write_dataset(tmp_path, "pairs", "train", 2, payloads)
+    paths = records.dataset_paths(tmp_path)
+    stored = [hashlib.sha256(payload).digest() for path in paths for payload in records.read_tfrecord(path)]
+    expected = hashlib.sha256(b"".join(stored)).hexdigest()
+    assert result["sha256"] == records.dataset_digest(tmp_path, "train") == expected
+    records.write_dataset(tmp_path, "pairs", "train", 2, payloads[:-1])
+    assert records.dataset_digest(tmp_path, "train") != expected
 
 
 def test_same_pair_from_two_runs_is_one_record_whichever_came_first(tmp_path, payloads):

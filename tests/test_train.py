@@ -3,6 +3,7 @@
 A stand-in network of a few hundred parameters takes the place of a matcher (tests/stand_in.py).
 """
 
+import hashlib
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import jax
 import numpy as np
 import optax
@@ -22,7 +24,8 @@ from tensorboardX.proto import event_pb2
 from gim_jax.api import load_matcher
 from gim_jax.cli import main
 from gim_jax.data import records
-from gim_jax.train import sharding, state
+from gim_jax.train import loop, sharding, state
+from gim_jax.train.watch import SCORE
 from gim_jax.train.writers import read_metrics
 from gim_jax.weights import store
 from tests import stand_in
@@ -60,6 +63,10 @@ def undisturbed(folder, tmp_path_factory):
     stand_in.TRACES.clear()
     result = stand_in.train(stand_in.make_config(folder, NUM_STEPS, eval_every=6), workdir)
     return workdir, result, list(stand_in.TRACES)
+
+
+def read_digest(folder):
+    return (folder / "pairs-train.sha256").read_text().strip()
 
 
 def losses(workdir):
@@ -106,7 +113,8 @@ def test_killed_and_stopped_anywhere_it_continues_with_the_same_losses(folder, u
     assert run_program(tmp_path, folder, "eval_every=6").returncode == 0
     lines, expected = (read_metrics(path) for path in (tmp_path, undisturbed[0]))
     for line in lines + expected:
-        line.pop("pairs_per_s", None)
+        for rate in ("pairs_per_s", "tflops_per_device"):
+            line.pop(rate, None)
     assert lines == expected
     ours, theirs = (store.load(path / "weights.safetensors")[0] for path in (tmp_path, undisturbed[0]))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
@@ -183,8 +191,14 @@ def test_training_lowers_the_loss(undisturbed):
 def test_metrics_hold_rates_norms_and_evaluations(undisturbed):
     lines = read_metrics(undisturbed[0])
     training = [line for line in lines if "loss" in line]
-    assert {"step", "loss", "guess", "lr", "grad_norm", "update_norm", "param_norm", "pairs_per_s"} == set(training[0])
+    rates = {"pairs_per_s", "tflops_per_device"}
+    assert {"step", "loss", "guess", "lr", "grad_norm", "update_norm", "param_norm", *rates} == set(training[0])
     assert all(line["pairs_per_s"] > 0 for line in training)
+    # The kernel of 5x5x2x8 at 6x8 places and the head of 8x2, 8 pairs on 8 devices, forward and backward. Of the
+    # images no gradient is asked.
+    flop = 2 * (2 * 6 * 8 * 25 * 2 * 8) + 3 * (2 * 8 * 2)
+    for line in training:
+        assert math.isclose(line["tflops_per_device"], flop / 1e12 * line["pairs_per_s"] / 8, rel_tol=1e-6)
     evaluations = [line for line in lines if "eval/loss" in line]
     assert [line["step"] for line in evaluations] == [0, 6, 12]
     assert len({line["eval/loss"] for line in evaluations}) == 3
@@ -206,12 +220,14 @@ def test_unfinished_last_line_of_a_killed_run_is_dropped(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
 
 
-def test_weights_file_holds_the_variables_and_says_what_they_are(undisturbed):
+def test_weights_file_holds_the_variables_and_says_what_they_are_and_of_what_made(folder, undisturbed):
     variables, meta = store.load(undisturbed[0] / "weights.safetensors")
     assert variables["params"]["encode"]["kernel"].shape == (5, 5, 2, 8)
     assert set(variables["batch_stats"]["norm"]) == {"mean", "var"}
     assert (variables["batch_stats"]["norm"]["mean"] != 0).any()
     assert meta["model"] == "stand_in" and meta["config"] == {"width": 8} and meta["steps"] == NUM_STEPS
+    made_of = {"records": str(folder), "split": "train", "num_records": 20, "sha256": read_digest(folder)}
+    assert meta["data"] == [made_of] and meta["init_weights_sha256"] is None
     assert undisturbed[1]["num_params"] == sum(a.size for a in jax.tree.leaves(variables["params"]))
 
 
@@ -220,8 +236,43 @@ def test_training_starts_from_given_weights(folder, undisturbed, tmp_path):
     config = stand_in.make_config(folder, 1, optim__warmup_steps=0, optim__lr=1e-12, optim__min_lr=0.0)
     config.init_weights = str(weights)
     stand_in.train(config, tmp_path)
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert store.load(tmp_path / "weights.safetensors")[1]["init_weights_sha256"] == digest
     ours, theirs = (store.load(path)[0]["params"] for path in (tmp_path / "weights.safetensors", weights))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), ours, theirs)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_weights_of_the_best_evaluation_are_kept_also_by_a_run_that_was_interrupted(folder, tmp_path):
+    config = stand_in.make_config(folder, 8, eval_every=2, checkpoint_every=2, eval__records="", eval__pairs="a list")
+    seen, pictures = [], {"matches/0": np.full((4, 6, 3), 7, np.uint8)}
+
+    def run(scores, until):
+        left = iter(scores)
+
+        def watch(variables, rows):
+            seen.append(variables)
+            return {SCORE: next(left)}, pictures
+
+        def progress(step, *_):
+            if step == until:
+                raise Interrupted
+
+        loop.run(config, tmp_path, stand_in.StandIn(), stand_in.objective, stand_in.META, progress, watch)
+
+    with pytest.raises(Interrupted):
+        run([0.1, 0.2, 0.4], 5)  # at steps 0, 2 and 4
+    run([0.3, 0.3], None)  # at steps 6 and 8
+    variables, meta = store.load(tmp_path / "best.safetensors")
+    assert (meta["steps"], meta["score"]) == (4, 0.4)
+    jax.tree.map(np.testing.assert_array_equal, variables, seen[2])
+    assert [line[SCORE] for line in read_metrics(tmp_path) if SCORE in line] == [0.1, 0.2, 0.4, 0.3, 0.3]
+    found = [e for path in (tmp_path / "tensorboard").iterdir() for e in records.read_tfrecord(path)]
+    values = [v for e in found for v in event_pb2.Event.FromString(e).summary.value if v.tag == "matches/0"]
+    assert len(values) == 5 and (values[0].image.height, values[0].image.width) == (4, 6)
 
 
 # ---- optimiser and mesh ----
@@ -316,11 +367,16 @@ def test_optimiser_state_is_split_like_the_parameters():
 
 @pytest.mark.slow
 def test_loftr_trains_from_the_command_line_and_its_weights_match(folder, tmp_path, capsys):
-    # The real chain at its smallest: a narrow network, two steps, then a matcher of the weights.
+    # The real chain at its smallest: a narrow network, two steps, a look at a known pair before and after them, then a
+    # matcher of the weights.
+    for number in (0, 1):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), texture(number, 96, 64))
+    K = "80 0 47.5 0 80 31.5 0 0 1"
+    (tmp_path / "pairs.txt").write_text(f"0.png 1.png 0 0 {K} {K} 1 0 0 1 0 1 0 0 0 0 1 0 0 0 0 1\n")
     options = dict(num_steps=2, batch_size=8, size="(64,48)", max_matches=32, min_matches=4)
     options = {**options, "optim.warmup_steps": 1, "data.records": str(folder)}
     options |= {"model.initial_dim": 8, "model.block_dims": "(8,8,16)", "model.num_heads": 2}
-    options |= {"model.coarse_layers": "('self','cross')"}
+    options |= {"model.coarse_layers": "('self','cross')", "eval_every": 2, "eval.pairs": str(tmp_path / "pairs.txt")}
     for name in ("size", "max_matches", "min_matches"):
         options[f"data.{name}"] = options.pop(name)
     argv = ["train", "--config=configs/loftr.py:tiny", f"--workdir={tmp_path}"]
@@ -332,6 +388,9 @@ def test_loftr_trains_from_the_command_line_and_its_weights_match(folder, tmp_pa
     assert matcher.config.block_dims == (8, 8, 16)
     image = texture(0, 96, 64)
     assert len(matcher(image, image)) > 0
+    assert [line["step"] for line in read_metrics(tmp_path) if SCORE in line] == [0, 2]
+    first = load_matcher("loftr_tiny", tmp_path / "best.safetensors", thr=0.0)  # as a tie leaves it
+    assert len(first(image, image)) > 0 and store.load(tmp_path / "best.safetensors")[1]["steps"] == 0
 
 
 # ---- what is refused ----
@@ -363,12 +422,14 @@ def test_folder_of_another_experiment_is_refused_by_the_setting(folder, undistur
         ({"num_steps": 0}, r"num_steps: found 0, expected 1 or more"),
         ({"optim__warmup_steps": 12}, r"optim\.warmup_steps: found 12, expected 0 to 11"),
         ({"optim__decay": "step"}, r"optim\.decay: found 'step', expected one of linear, cosine, constant, steps"),
-        ({"eval_every": 2, "eval__records": ""}, r"eval\.records: found ''"),
+        ({"eval_every": 2, "eval__records": ""}, r"eval\.records, eval\.pairs: found ''"),
+        ({"wandb": "project"}, r"wandb: found 'project', but the package is missing: pip install 'gim-jax\[wandb\]'"),
         ({"init_weights": "/nowhere.safetensors"}, r"/nowhere\.safetensors: no such file"),
         ({"data__augment": {"rotation": 3}}, r"data\.augment: .*rotation"),
     ],
 )
-def test_wrong_setting_is_named(folder, tmp_path, changes, message):
+def test_wrong_setting_is_named(folder, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
     with pytest.raises(ValueError, match=message):
         stand_in.train(stand_in.make_config(folder, **changes), tmp_path)
 

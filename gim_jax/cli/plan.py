@@ -22,7 +22,8 @@ COLUMNS = {  # heading: figure of `gim_jax.train.plan.plan` and its form
     "fits": ("fits", ""),
     "TFLOP": ("tflop", ".2f"),
     "GB": ("gbyte", ".0f"),
-    "collective GB": ("collective_gbyte", ".3f"),
+    "collectives": ("num_collectives", "d"),
+    "their GB": ("collective_gbyte", ".3f"),
     "compute ms": ("compute_ms", ".1f"),
     "memory ms": ("memory_ms", ".1f"),
     "compiler ms": ("compiler_ms", ".1f"),
@@ -72,11 +73,16 @@ def run(args) -> int:
         for number in wanted or [max(config.batch_size // chips, config.optim.accumulate)]:
             rows.append(plan.plan(config, topology, number, args.effort))
             print("  ".join(f"{k} {v}" for k, v in zip(COLUMNS, cells(rows[-1])) if v != "-"), flush=True)
+            if args.out:
+                write(Path(args.out), args.config, rows)
     if rows:
         print(f"\n{args.config} {' '.join(args.overrides)}: {config.num_steps} steps of {config.batch_size} pairs")
         print(format_table([tuple(COLUMNS), *(cells(row) for row in rows)]))
+    for topology in dict.fromkeys(row["topology"] for row in rows):
+        fitting = max((row["batch_size"] for row in rows if row["topology"] == topology and row["fits"]), default=None)
+        print(f"{topology}: largest of these batches that fits: {fitting or 'none'}")
     if args.out and rows:
-        write(Path(args.out), args.config, rows)
+        print(f"{args.out}/plan.csv, {args.out}/plan.png", file=sys.stderr)
     return 0
 
 
@@ -107,8 +113,9 @@ def write(out: Path, title: str, rows: list[dict[str, Any]]) -> None:
         fitting = [r for r in of if r["fits"]]
         right.plot([r["batch_size"] for r in fitting], [r["pairs_per_s"] for r in fitting], "o-", label=topology)
     left.set(xlabel="pairs per chip", ylabel="HBM per chip, GiB (dotted: there)", title=title)
-    right.set(xlabel="global batch", ylabel="pairs per second, at most", xscale="log", yscale="log")
+    right.set(xlabel="global batch", ylabel="pairs per second, at most")
+    if any(row["fits"] for row in rows):  # nothing has no logarithm
+        right.set(xscale="log", yscale="log")
     right.legend()
     write_atomic(out / "plan.png", lambda file: figure.savefig(file, format="png", dpi=120))
     plt.close(figure)
-    print(f"{out / 'plan.csv'}, {out / 'plan.png'}", file=sys.stderr)

@@ -52,6 +52,7 @@ class Batches:
 
     Attributes:
       num_records: records per data set.
+      made_of: of each data set its folder, number of records and digest, for what is made of them.
       incidents: Counter of reason -> how often, of everything left out so far.
 
     Raises: ValueError naming the setting, the file or the record that is wrong.
@@ -72,6 +73,7 @@ class Batches:
         self._data, self._seed = data, seed
         sampling = _fields(Sampling, "data.sampling", data.get("sampling", {}))
         self._augments: list[Augment] = []
+        self.made_of: list[dict[str, Any]] = []
         self.incidents: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._sources: list[records.TFRecordSource] = []
@@ -82,6 +84,8 @@ class Batches:
                 raise ValueError(f"{name}: found no intact record, expected at least 1")
             self.incidents.update(source.skipped)
             self._sources.append(source)
+            digest = records.dataset_digest(name, data.split)
+            self.made_of.append({"records": name, "split": data.split, "num_records": len(source), "sha256": digest})
             title = records.split_lengths(Path(name), data.split)[0] if records.is_packed(name) else ""
             own = data.get("augment_of", {}).get(title, {}) if data.augment.get("enabled", True) else {}
             self._augments.append(_fields(Augment, "data.augment", {**data.augment, **own}))

@@ -334,7 +334,8 @@ def write_dataset(
       name, split: lower-case letters, digits and underscores.
       payloads: encoded records. A `TFRecordSource` or list is read twice; anything else is held in memory.
 
-    Returns: dict(num_records=, num_duplicates=).
+    Returns: dict(num_records=, num_duplicates=, sha256=); the digest, of all records in their order, is also written
+      beside them (`dataset_digest`).
     """
     for key, value in (("name", name), ("split", split)):
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", value):
@@ -348,13 +349,15 @@ def write_dataset(
         payload = records[index]
         pair_id, *rest = _summary(payload)
         about.append((*rest, len(payload)))
-        shards[shard_of(pair_id, num_shards)].append((pair_id, hashlib.sha256(payload).digest()[:8], index))
+        shards[shard_of(pair_id, num_shards)].append((pair_id, hashlib.sha256(payload).digest(), index))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lengths, num_bytes, written = [], 0, []
+    lengths, num_bytes, written, digest = [], 0, [], hashlib.sha256()
     for shard, entries in enumerate(shards):
         entries.sort()
-        kept = [e[2] for i, e in enumerate(entries) if i == 0 or e[0] != entries[i - 1][0]]
+        entries = [entry for i, entry in enumerate(entries) if i == 0 or entry[0] != entries[i - 1][0]]
+        digest.update(b"".join(entry[1] for entry in entries))
+        kept = [entry[2] for entry in entries]
         path = shard_path(folder, name, split, shard, num_shards)
         lengths.append(write_tfrecord(path, (records[index] for index in kept)))
         num_bytes += path.stat().st_size
@@ -362,7 +365,19 @@ def write_dataset(
         written += [(*about[index][:2], (shard, int(offset))) for index, offset in zip(kept, offsets)]
     scenes.write_index(scenes.index_path(folder, name, split), *(zip(*written) if written else ((), (), ())))
     _write_tfds_files(folder, name, split, lengths, num_bytes)
-    return {"num_records": sum(lengths), "num_duplicates": len(records) - sum(lengths)}
+    write_atomic(folder / f"{name}-{split}.sha256", lambda file: file.write(f"{digest.hexdigest()}\n".encode()))
+    return {
+        "num_records": sum(lengths),
+        "num_duplicates": len(records) - sum(lengths),
+        "sha256": digest.hexdigest(),
+    }
+
+
+def dataset_digest(folder: str | Path, split: str) -> str | None:
+    """Read the digest of a packed split's records, None where there is none (not packed, or by an older version)."""
+    folder = Path(folder)
+    path = folder / f"{split_lengths(folder, split)[0]}-{split}.sha256" if is_packed(folder) else None
+    return path.read_text().strip() if path and path.is_file() else None
 
 
 def _write_tfds_files(folder: Path, name: str, split: str, lengths: list[int], num_bytes: int) -> None:

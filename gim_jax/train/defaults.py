@@ -24,6 +24,7 @@ def defaults() -> ConfigDict:
             checkpoint_every=1000,
             keep_checkpoints=2,
             eval_every=0,  # 0 = never
+            wandb="",  # project of Weights & Biases that gets the metrics, too (extra `wandb`)
             profile_steps=(),  # (from, to): steps that the profiler records
             init_weights="",  # safetensors file to start from
             model={"name": ""},
@@ -44,7 +45,13 @@ def defaults() -> ConfigDict:
                 # gim rescales more of ScanNet's pairs and darkens none
                 augment_of=dict(scannet=dict(rescale_prob=0.8, dark_prob=0.0)),
             ),
-            eval=dict(records="", split="val", num_batches=8),
+            eval=dict(
+                records="",  # the objective without training, on the first batches
+                split="val",
+                num_batches=8,
+                pairs="",  # list of pairs with poses: their AUC, and the weights with the best AUC@5 are kept
+                num_pictures=2,  # of matches, for TensorBoard
+            ),
             objective=dataclasses.asdict(Settings()),
             optim=dict(
                 lr=1e-4,
@@ -67,6 +74,18 @@ def defaults() -> ConfigDict:
             mesh=dict(fsdp=1, fsdp_min_size=2**18),
         )
     )
+
+
+def shrink(config: ConfigDict, size: tuple[int, int], num_steps: int) -> None:
+    """Make a run on video pairs that two CPU cores finish in a few minutes: crops out of frames about 320 px wide."""
+    config.num_steps, config.batch_size = num_steps, 8
+    config.update(log_every=1, checkpoint_every=50)
+    config.data.update(size=size, max_matches=128, min_matches=16, num_threads=2, depth=False)
+    config.data.sampling = dataclasses.asdict(Sampling())
+    # A small network has no capacity for full rotation invariance, and in minutes none for hard examples.
+    config.data.augment.update(rescale_prob=1.0, rescale0=(1.6, 2.4), rescale1=(1.6, 2.4), dark_prob=0.1)
+    config.data.augment.update(perspective_prob=0.3, corner_jitter=0.1, rotation_deg=10.0)
+    config.optim.update(lr=1e-3, min_lr=1e-5, warmup_steps=30, decay="cosine", clip_norm=1.0)
 
 
 def use_model(config: ConfigDict, name: str, **changes) -> None:

@@ -29,13 +29,15 @@ from gim_jax.data.tfrecord import write_atomic
 from gim_jax.models import get_model, in_dtype
 from gim_jax.train import sharding
 from gim_jax.train.checkpoints import Checkpoints, StopSignal
+from gim_jax.train.compiled import PEAKS, count_flops
 from gim_jax.train.kinds import Settings
 from gim_jax.train.state import abstract_state, make_init, make_optimizer, shardings_of
 from gim_jax.train.step import make_eval_step, make_train_step
-from gim_jax.train.writers import Writers
+from gim_jax.train.watch import SCORE, Watch
+from gim_jax.train.writers import Writers, require_wandb
 from gim_jax.weights import store
 
-WEIGHTS = "weights.safetensors"
+WEIGHTS, BEST = "weights.safetensors", "best.safetensors"
 FREE = (
     "log_every",
     "checkpoint_every",
@@ -44,6 +46,9 @@ FREE = (
     "mesh",
     "data.records",
     "eval.records",
+    "eval.pairs",
+    "eval.num_pictures",
+    "wandb",
     "data.num_",
 )
 # prefixes of settings that change no loss: a run may continue with other values
@@ -53,7 +58,9 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 def train(config: Any, workdir: str | Path, progress: Progress | None = None) -> dict[str, Any]:
     """Train the model `config.model.name` of an `ml_collections.ConfigDict`; see `run`."""
-    return run(config, workdir, *build(config), progress)
+    module, objective, meta = build(config)
+    watch = Watch(config.eval, meta) if config.eval_every else None
+    return run(config, workdir, module, objective, meta, progress, watch)
 
 
 def build(config: Any) -> tuple[Any, Callable, dict[str, Any]]:
@@ -84,19 +91,24 @@ def run(
     objective: Callable,
     meta: dict[str, Any],
     progress: Progress | None = None,
+    watch: Callable[..., tuple[dict[str, float], dict[str, np.ndarray]]] | None = None,
 ) -> dict[str, Any]:
     """Train a module on an objective for `config.num_steps` steps.
 
     Args:
       config: seed, num_steps, batch_size (global), log_every, checkpoint_every, keep_checkpoints, eval_every
-        (0 = never), init_weights ("" = from scratch), data (see `Batches`), eval (records, split, num_batches),
-        optim (see `make_optimizer`), mesh (fsdp, fsdp_min_size).
+        (0 = never), init_weights ("" = from scratch), data (see `Batches`), eval (records, split, num_batches, and
+        see `Watch`), optim (see `make_optimizer`), mesh (fsdp, fsdp_min_size), wandb.
       workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and, at the end, the weights
-        `weights.safetensors`; with `profile_steps` also `profile/` (TensorBoard's profiler), and where the loss is not
-        finite the batch that made it so, `bad_batch_<step>.npz`.
+        `weights.safetensors`; with `eval.pairs` also `best.safetensors`, with `profile_steps` `profile/` (TensorBoard's
+        profiler), and where the loss is not finite the batch that made it so, `bad_batch_<step>.npz`.
       module, objective: the network and its row of OBJECTIVES.
       meta: what the weights file says of the model.
       progress: called with (steps taken, steps in all, metrics) after every step.
+      watch: see `Watch`; called on the first host at every evaluation.
+
+    Metrics are those of the step (`make_train_step`), pairs_per_s, tflops_per_device (of the traced step, what is
+    computed again for the gradient included) and, of devices whose peak is known, mfu, its share of the bfloat16 peak.
 
     Returns: the last value of every metric, `step`, `elapsed_s` over all runs, `num_params`, `weights` (path),
       `incidents` (records left out, by reason) and `seconds` of this run by phase.
@@ -115,14 +127,17 @@ def run(
         expected = f"a multiple of {jax.device_count()} devices" + (f" x accumulate {parts}" if parts != 1 else "")
         raise ValueError(f"batch_size: found {config.batch_size}, expected {expected}")
 
+    require_wandb(config.wandb)
+
     # ---- What is trained, on what ----
     mesh = sharding.make_mesh(config.mesh.fsdp)
     hosts = (jax.process_index(), jax.process_count())
     batches = Batches(config.data, config.seed, config.batch_size, *hosts)
     validation = None
     if config.eval_every:
-        if not config.eval.records:
-            raise ValueError("eval.records: found '', expected a folder of records, or eval_every=0")
+        if not (config.eval.records or config.eval.pairs):
+            raise ValueError("eval.records, eval.pairs: found '', expected records or a list, or eval_every=0")
+    if config.eval_every and config.eval.records:
         data = config.data.to_dict() | {"records": config.eval.records, "split": config.eval.split, "weights": ()}
         data["augment"] = data["augment"] | {"enabled": False}
         validation = Batches(ml_collections.ConfigDict(data), config.seed, config.batch_size, *hosts)
@@ -132,6 +147,7 @@ def run(
     train_step = make_train_step(
         objective, module, tx, schedule, config.seed, config.optim.ema_decay, mesh, abstract, parts
     )
+    peak = PEAKS.get(jax.devices()[0].device_kind)
     eval_step = make_eval_step(objective, module, config.seed, mesh, abstract)
     _claim(config, workdir)
 
@@ -143,14 +159,22 @@ def run(
             if checkpoints.latest is None:
                 state = jax.jit(init, out_shardings=shardings_of(abstract))(jax.random.key(config.seed))
                 if config.init_weights:
-                    state = _load_weights(state, abstract, config.init_weights)
+                    state, extra["init_weights_sha256"] = _load_weights(state, abstract, config.init_weights)
             else:
                 state, extra = checkpoints.restore(start, abstract)
                 batches.set_state(extra["data"])
         num_params = sum(math.prod(p.shape) for p in jax.tree.leaves(abstract.params))
         began = time.monotonic() - extra["elapsed_s"]
 
-        with Writers(workdir, start) if jax.process_index() == 0 else _NoWriters() as writers:
+        def about(**values: Any) -> dict[str, Any]:
+            """Say what the weights are and of what they were made."""
+            made = {"config_hash": config_hash(config), "code_version": __version__, "data": batches.made_of}
+            return meta | made | {"init_weights_sha256": extra.get("init_weights_sha256")} | values
+
+        first_host, tflop = jax.process_index() == 0, 0.0
+        settings = json.loads(json.dumps(config.to_dict(), default=str))
+        with Writers(workdir, start, config.wandb, settings) if first_host else _NoWriters() as writers:
+            best = max((line[SCORE] for line in writers.lines if SCORE in line), default=-1.0)
             pending = None  # metrics of the last step: read when the next one is under way
             counted = (start, time.monotonic())
 
@@ -163,7 +187,10 @@ def run(
                 with _timed(seconds, "first step" if step == start + 1 else "steps"):
                     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 now = time.monotonic()
-                values["pairs_per_s"] = config.batch_size * (step - counted[0]) / max(now - counted[1], 1e-9)
+                rate = (step - counted[0]) / max(now - counted[1], 1e-9)
+                values |= {"pairs_per_s": config.batch_size * rate, "tflops_per_device": tflop * rate}
+                if peak:
+                    values["mfu"] = tflop * rate / peak
                 counted = (step, now)
                 finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
                 if step % config.log_every == 0 or step == config.num_steps or not finite:
@@ -188,12 +215,24 @@ def run(
                 )
                 if saving or evaluating:
                     flush()
-                if validation and evaluating and not stopping:
+                if evaluating and not stopping:
                     with _timed(seconds, "evaluate"):
-                        writers.write(step, _evaluate(eval_step, state, validation, config.eval.num_batches, mesh))
+                        scalars, rows = {}, None
+                        if validation:
+                            scalars, rows = _evaluate(eval_step, state, validation, config.eval.num_batches, mesh)
+                        if watch:
+                            variables = sharding.to_host(state.variables(averaged=True))
+                        if watch and first_host:
+                            seen, pictures = watch(variables, rows)
+                            scalars |= seen
+                            writers.draw(step, pictures)
+                            if scalars.get(SCORE, -1.0) > best:
+                                best = scalars[SCORE]
+                                store.save(workdir / BEST, variables, about(steps=step, score=best))
+                        writers.write(step, scalars)
                 if saving:
                     with _timed(seconds, "save"):
-                        extra = {"data": batches.get_state(), "elapsed_s": time.monotonic() - began}
+                        extra |= {"data": batches.get_state(), "elapsed_s": time.monotonic() - began}
                         checkpoints.save(step, state, extra)
                 if stopping and not last:
                     raise KeyboardInterrupt
@@ -204,6 +243,8 @@ def run(
                 with _timed(seconds, "data"):
                     batch = sharding.put_batch(mesh, next(batches))
                 with _timed(seconds, "compile" if step == start else "steps"):
+                    if step == start:  # the trace is the one that is compiled
+                        tflop = count_flops(train_step.trace(state, batch).jaxpr.jaxpr) / mesh.size / 1e12
                     state, metrics = train_step(state, batch)
                 flush()
                 pending = (step + 1, metrics, batch)
@@ -212,9 +253,8 @@ def run(
                     jax.profiler.stop_trace()
 
         variables = sharding.to_host(state.variables(averaged=True))
-        if jax.process_index() == 0:
-            about = {"steps": config.num_steps, "config_hash": config_hash(config), "code_version": __version__}
-            store.save(workdir / WEIGHTS, variables, meta | about)
+        if first_host:
+            store.save(workdir / WEIGHTS, variables, about(steps=config.num_steps))
         batches.close()
         return writers.latest | {
             "step": config.num_steps,
@@ -230,6 +270,7 @@ class _NoWriters:
     """Stand in for the writers on all hosts but the first."""
 
     latest: dict[str, Any] = {}  # noqa: RUF012
+    lines = ()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         pass
@@ -260,25 +301,28 @@ def _save_batch(path: Path, batch: dict[str, jax.Array]) -> str:
     return f" of the batch in {path}"
 
 
-def _evaluate(eval_step: Callable, state: Any, validation: Batches, num_batches: int, mesh: Any) -> dict[str, float]:
-    """Average the objective's metrics over the first batches of the validation data, always the same ones."""
+def _evaluate(eval_step: Callable, state: Any, validation: Batches, num_batches: int, mesh: Any) -> tuple[dict, dict]:
+    """Average the objective's metrics over the first batches of the validation data, always the same ones.
+
+    Returns: {name: scalar}, and this host's rows of the last batch.
+    """
     validation.set_state(validation.get_state() | {"global_next_index": 0})
-    results = [
-        jax.device_get(eval_step(state, sharding.put_batch(mesh, next(validation)), np.int32(index)))
-        for index in range(num_batches)
-    ]
-    return {f"eval/{name}": float(np.mean([r[name] for r in results])) for name in results[0]}
+    results, rows = [], {}
+    for index in range(num_batches):
+        rows = next(validation)
+        results.append(jax.device_get(eval_step(state, sharding.put_batch(mesh, rows), np.int32(index))))
+    return {f"eval/{name}": float(np.mean([r[name] for r in results])) for name in results[0]}, rows
 
 
-def _load_weights(state: Any, abstract: Any, path: str) -> Any:
-    """Replace the variables of a fresh state by those of a weights file."""
-    variables, _ = store.load(path)
+def _load_weights(state: Any, abstract: Any, path: str) -> tuple[Any, str]:
+    """Replace the variables of a fresh state by those of a weights file; return its sha256, too."""
+    variables, _, sha256 = store.read(path)
     store.check(variables, abstract.variables(), path)
     put = lambda arrays, like: jax.tree.map(lambda a, l: jax.device_put(a, l.sharding), arrays, like)  # noqa: E731
     params = put(variables["params"], abstract.params)
     ema = put(variables["params"], abstract.params) if abstract.ema is not None else None
     stats = put(variables.get("batch_stats", {}), abstract.batch_stats)
-    return state.replace(params=params, batch_stats=stats, ema=ema)
+    return state.replace(params=params, batch_stats=stats, ema=ema), sha256
 
 
 def _claim(config: Any, workdir: Path) -> None:

@@ -1,0 +1,133 @@
+"""What a traced program costs on chips that are not there: their own compiler is asked, and FLOPs are counted.
+
+Memory, bytes and the compiler's own time are what it says of the program that every chip would run. FLOPs are counted
+in the traced program, loops times their length, because the compiler counts one turn of a loop.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from typing import Any
+
+import jax
+
+GIB = 2**30
+CHIPS = {  # generation: HBM GiB, bfloat16 TFLOP/s, HBM GB/s, per chip (cloud.google.com/tpu/docs/system-architecture)
+    "v4": (32, 275, 1228),
+    "v5e": (16, 197, 819),
+    "v5p": (95, 459, 2765),
+    "v6e": (32, 918, 1640),
+}
+PEAKS = {  # `device_kind`: bfloat16 TFLOP/s of what JAX calls a device (NVIDIA: data sheets, dense)
+    "TPU v4": 275,
+    "TPU v5 lite": 197,
+    "TPU v5e": 197,
+    "TPU v5": 459,
+    "TPU v5p": 459,
+    "TPU v6 lite": 918,
+    "TPU v6e": 918,
+    "NVIDIA A100-SXM4-40GB": 312,
+    "NVIDIA A100-SXM4-80GB": 312,
+    "NVIDIA H100 80GB HBM3": 989,
+}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}
+OUT_OF_MEMORY = re.compile(r"(?:Used |HLO temporaries \()([\d.]+)([KMG])(?: of|\) exceeds)")
+
+
+def measure(traced: Any, chips: int, topology: str, effort: float = -1.0) -> dict[str, Any]:
+    """Compile a traced program for the chips it is laid out for and read the compiler's figures.
+
+    Args:
+      traced: what `jax.jit(...).trace` gives.
+      chips: how many run it. topology: theirs, such as "v5e:4x4".
+      effort: of the compiler, -1 to 1; 0 is what `jax.jit` does and takes several times as long, with smaller
+        temporaries.
+
+    Returns: per chip hbm_gib (needed), hbm_there_gib, fits, arguments_gib, temporaries_gib, output_gib, tflop, gbyte
+      (the compiler's, of one turn of each loop), collectives {name: count}, num_collectives and collective_gbyte,
+      compute_ms (FLOPs at the peak), memory_ms (bytes at the peak), compiler_ms (its estimate, None without), step_ms
+      (the largest), bound; compile_s. Where the compiler runs out of memory, only what is known then.
+    """
+    hbm_there, peak_tflops, peak_gbytes = CHIPS[topology.partition(":")[0]]
+    tflop = count_flops(traced.jaxpr.jaxpr) / chips / 1e12
+    row: dict[str, Any] = {"hbm_there_gib": hbm_there, "fits": False, "tflop": tflop}
+    row["compute_ms"] = tflop / peak_tflops * 1e3
+    start = time.monotonic()
+    try:
+        options = {"exec_time_optimization_effort": effort, "memory_fitting_effort": effort}
+        compiled = traced.lower().compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        used = OUT_OF_MEMORY.search(str(error))
+        if not used:
+            raise
+        row["hbm_gib"] = float(used[1]) * {"K": 2**-20, "M": 2**-10, "G": 1}[used[2]]
+        return row | {"compile_s": time.monotonic() - start}
+    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    output = memory.output_size_in_bytes - memory.alias_size_in_bytes  # donated arguments become outputs
+    needed = (arguments + temporaries + output + memory.generated_code_size_in_bytes) / GIB
+    counts, moved = collectives(text)
+    optimal = cost.get("optimal_seconds", -1) * 1e3  # the compiler counts -1 s where it has no estimate
+    row |= {
+        "hbm_gib": needed,
+        "fits": needed <= hbm_there,
+        "arguments_gib": arguments / GIB,
+        "temporaries_gib": temporaries / GIB,
+        "output_gib": output / GIB,
+        "gbyte": cost["bytes accessed"] / 1e9,
+        "memory_ms": cost["bytes accessed"] / 1e6 / peak_gbytes,
+        "compiler_ms": optimal if optimal > 0 else None,
+        "collectives": counts,
+        "num_collectives": sum(counts.values()),
+        "collective_gbyte": moved / 1e9,
+    }
+    times = {"compute": row["compute_ms"], "memory": row["memory_ms"], "compiler": row["compiler_ms"] or 0.0}
+    row["step_ms"], row["bound"] = max(times.values()), max(("compute", "memory"), key=times.__getitem__)
+    return row | {"compile_s": time.monotonic() - start}
+
+
+def count_flops(jaxpr: Any) -> int:
+    """Count the multiplications and additions of all matrix products and convolutions of a traced program.
+
+    A scan counts times its length, a branch as its most expensive case, a loop of unknown length once.
+    """
+    total = 0
+    for eqn in jaxpr.eqns:
+        name, params = eqn.primitive.name, eqn.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            total += (
+                2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[d] for d in contracted)
+            )
+        elif name == "conv_general_dilated":
+            kernel = eqn.invars[1].aval.shape
+            features_out = kernel[params["dimension_numbers"].rhs_spec[0]]
+            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // features_out
+        elif name == "cond":
+            total += max(count_flops(branch.jaxpr) for branch in params["branches"])
+        else:
+            inner = sum(count_flops(getattr(j, "jaxpr", j)) for j in _jaxprs(params))
+            total += inner * (params["length"] if name == "scan" else 1)
+    return total
+
+
+def _jaxprs(params: dict[str, Any]) -> list[Any]:
+    values = [v for value in params.values() for v in (value if isinstance(value, tuple | list) else [value])]
+    return [v for v in values if hasattr(v, "eqns") or hasattr(getattr(v, "jaxpr", None), "eqns")]
+
+
+def collectives(text: str) -> tuple[dict[str, int], int]:
+    """Find the collectives of a compiled program: {name: how many}, and the bytes of their results on one chip."""
+    counts: dict[str, int] = {}
+    total = 0
+    for shapes, name, start in re.findall(rf"= (\S.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", text):
+        sizes = [
+            BYTES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n)
+            for dtype, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shapes)
+        ]
+        counts[name] = counts.get(name, 0) + 1
+        total += sum(sizes) // (2 if start else 1)  # what is under way lists its argument, too
+    return counts, total
