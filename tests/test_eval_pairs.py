@@ -139,6 +139,18 @@ def test_command_writes_json_and_prints_percent(folder, capsys):
     assert f"{100 * record['auc']['5']:.2f}" in capsys.readouterr().out
 
 
+def test_configuration_says_what_the_options_say(folder):
+    file = write(folder, LINE)
+    outputs = [str(folder / name) for name in ("a.json", "b.json")]
+    options = ["--pairs", str(file), "--threshold", "0.4", "--long-side", "80"]
+    assert main(["eval", *options, "--json", outputs[0]]) == 0
+    settings = [f"--config.pairs=('{file}',)", "--config.threshold=0.4", "--config.long_side=80"]
+    assert main(["eval", "--config", "configs/eval.py:pairs", *settings, "--json", outputs[1]]) == 0
+    one, two = ([{k: v for k, v in result.items() if k != "seconds"} for result in json.load(open(path))["results"]]
+                for path in outputs)  # fmt: skip
+    assert one == two and one[0]["settings"]["protocol"]["threshold_px"] == 0.4
+
+
 def test_mean_row_is_the_plain_mean_of_sets():
     one = {"set": "s", "num_pairs": 10, "auc": {"5": 0.2}, "num_failures": 1, "num_lost": 0}
     result = method_result("m", None, [one, {**one, "set": "u", "num_pairs": 90, "auc": {"5": 0.4}}])
@@ -156,6 +168,13 @@ def test_mean_row_is_the_plain_mean_of_sets():
         (["--pairs", "PAIRS", "--model", "loftr_tiny"], "weights: loftr_tiny needs some"),
         (["--pairs", "PAIRS", "--method", "lmeds"], "found 'lmeds', expected one of ransac"),
         (["--pairs", "PAIRS", "--json", "/no/such/folder/x.json"], "does not exist"),
+        (
+            ["--config", "configs/eval.py:pairs", "--pairs", "PAIRS"],
+            "--pairs: given beside --config, expected --config.p",
+        ),
+        (["--config", "configs/eval.py:zeb,rootsift"], "--data: found none, expected the folder of zeb"),
+        (["--config", "configs/eval.py", "--config.modle=x"], "modle"),
+        (["--pairs", "PAIRS", "--moddel", "x"], "unknown arguments: --moddel"),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_code_two(folder, capsys, arguments, message):

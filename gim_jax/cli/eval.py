@@ -11,6 +11,7 @@ from pathlib import Path
 from gim_jax.cli.match import check_writable
 from gim_jax.cli.models import format_table
 from gim_jax.cli.progress import Progress
+from gim_jax.config import load_config
 from gim_jax.data.tfrecord import write_atomic
 from gim_jax.eval import document, zeb
 from gim_jax.eval.benchmarks import PRESETS, Plan, pairs_plan, preset_plan, zeb_plan
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "compare", nargs="*", metavar="compare A.json B.json ...", help="print results beside the published ones"
     )
+    parser.add_argument("--config", metavar="FILE", help="what to evaluate, e.g. configs/eval.py:zeb,gim_dkm")
     parser.add_argument("--benchmark", default="pairs", help=", ".join(BENCHMARKS) + " (default: %(default)s)")
     parser.add_argument("--pairs", nargs="+", default=[], metavar="FILE", help="pairs: files of pairs, a set each")
     parser.add_argument("--data", metavar="DIR", help="folder of the benchmark's data")
@@ -48,12 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from-results", metavar="DIR", help="zeb: aggregate released per-pair result files")
     parser.add_argument("--json", metavar="FILE", help="write every setting, version, figure and pair")
     parser.add_argument("--png", metavar="FILE", help="draw the table with intervals")
+    parser.set_defaults(accepts_overrides=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print tables. Exit code 1 where pairs were lost or the benchmark is not whole."""
     for path in (args.json, args.png):
         check_writable(path)
+    if args.config:
+        from_config(args)
+    elif args.overrides:
+        raise ValueError(f"unknown arguments: {' '.join(args.overrides)}")
     if args.compare:
         return compare(args)
     if args.from_results:
@@ -67,6 +74,16 @@ def run(args: argparse.Namespace) -> int:
         return evaluate(args, plan, Path(args.out))
     with tempfile.TemporaryDirectory() as folder:
         return evaluate(args, plan, Path(folder))
+
+
+def from_config(args: argparse.Namespace) -> None:
+    """Take what is evaluated from a configuration file; an option that says it as well is refused."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for name, value in load_config(args.config, args.overrides).items():
+        if getattr(args, name) != parser.get_default(name):
+            raise ValueError(f"--{name.replace('_', '-')}: given beside --config, expected --config.{name}=...")
+        setattr(args, name, value)
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
@@ -114,7 +131,7 @@ def evaluate(args: argparse.Namespace, plan: Plan, out: Path) -> int:
         content, done = run_plan(
             plan,
             args.model,
-            args.weights,
+            args.weights or None,
             folder=out,
             batch_size=args.batch_size,
             num_devices=args.devices,
