@@ -84,10 +84,10 @@ def levels(seen: list[dict[str, np.ndarray]], min_matches: int) -> list[prop.Lev
         for one, two in zip(seen, seen[step:]):
             _, at0, at1 = np.intersect1d(one["ids"], two["ids"], assume_unique=True, return_indices=True)
             xy = np.concatenate([one["xy"][at0], two["xy"][at1]], 1).astype(np.float32)
-            hops = np.full(len(xy), max(2, step))  # carried by a track, not matched
-            row = {"xy": xy, "conf": one["conf"][at0], "hops": hops, "teacher": np.zeros(len(xy), np.int32)}
+            row = {"xy": xy, "conf": one["conf"][at0], "teacher": np.zeros(len(xy), np.int32)}
             rows.append(row if len(xy) > min_matches else None)
         level = prop.make_level(step, rows, num)
+        level.hops[level.mask] = max(2, step)  # carried by a track, not matched
         if level.mask.any():
             out.append(level)
         step *= 2

@@ -240,7 +240,7 @@ def _windows(labels: _Labels, config, summary: Summary) -> Iterator[_Window]:
             }
             if links:
                 base = {s: prop.make_level(s, [_columns(r) for r in part], last - first) for s, part in parts.items()}
-                levels = prop.propagate(base, labels.min_matches, config.link_radius_px, config.link_rule, pool.map)
+                levels = prop.propagate(base, labels.min_matches, config.link_radius_px, config.link_rule)
                 levels = [prop.first_starts(level, inside) for level in levels]
                 kinds = {step: [row.kind if row else "" for row in part[:inside]] for step, part in parts.items()}
             else:

@@ -1,22 +1,24 @@
 """Propagation of correspondences to distant frames (GIM section 3.1), a whole video a round.
 
-Round r links the labels of (X, X+d) and (X+d, X+2d) for every sampled frame X, merges the direct labels of (X, X+2d)
-where there are any, and keeps the pairs with more than a minimum of correspondences; then d doubles. Linked labels give
-way to direct ones that lie within the link radius in either frame, so a merged pair stays one-to-one.
-
-It is done in NumPy, in threads: sorting and gathering a few thousand points is no work for an accelerator, and on the
-CPU a compiled XLA program takes ten times as long.
+Round r links the labels of (X, X+d) and (X+d, X+2d) for every sampled frame X at once, merges the direct labels of
+(X, X+2d) where there are any, and keeps the pairs with more than a minimum of correspondences; then d doubles. Linked
+labels give way to direct ones that lie within the link radius in either frame, so a merged pair stays one-to-one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from data_prep import linking, local_motion
+from data_prep import local_motion
+from gim_jax.ops import linking
 
+MIN_PAIRS_PER_DEVICE = 64  # fewer are not worth the communication
 MAX_STEP = 128  # sampled frames; where 85 s apart still share this much, farther pairs would be no harder
 
 
@@ -55,34 +57,26 @@ class Level:
 
 
 def make_level(step: int, rows: list[dict[str, np.ndarray] | None], num_starts: int) -> Level:
-    """Pad the labels of one interval.
-
-    Args:
-      rows: `rows[s]` has xy [M, 4], conf [M], teacher [M], and hops [M] unless the labels are direct; or it is None.
-    """
+    """Pad the direct labels of one interval: `rows[s]` has xy [M, 4], conf [M] and teacher [M], or is None."""
     counts = np.zeros(num_starts, int)
     counts[: len(rows)] = [0 if row is None else len(row["xy"]) for row in rows]
-    mask = np.arange(max(counts.max(initial=0), 1))[None] < counts[:, None]
+    mask = np.arange(_capacity(counts.max(initial=0)))[None] < counts[:, None]
     present = [row for row in rows if row is not None]
 
     def padded(name, shape, dtype):
         out = np.zeros((*mask.shape, *shape), dtype)
         if present:
-            out[mask] = np.concatenate([row.get(name, np.ones(len(row["xy"]))) for row in present])
+            out[mask] = np.concatenate([row[name] for row in present])
         return out
 
     return Level(
-        step, padded("xy", (4,), np.float32), padded("conf", (), np.float32), padded("hops", (), np.int32),
+        step, padded("xy", (4,), np.float32), padded("conf", (), np.float32), mask.astype(np.int32),
         padded("teacher", (), np.int32), mask,
     )  # fmt: skip
 
 
 def propagate(
-    base: dict[int, Level],
-    min_matches: int,
-    radius_px: float = linking.RADIUS_PX,
-    rule: str = "paper",
-    run: Callable[[Callable, Iterable[int]], Iterable] = map,
+    base: dict[int, Level], min_matches: int, radius_px: float = linking.RADIUS_PX, rule: str = "paper"
 ) -> list[Level]:
     """Propagate as far as pairs with more than `min_matches` correspondences reach.
 
@@ -93,7 +87,6 @@ def propagate(
       radius_px: two labels are linked where they are closer than this in the middle frame.
       rule: "paper"; "released" for the code's "same rounded pixel in the middle frame", to compare with; or "local",
         the paper's and what `local_motion.carry` adds.
-      run: maps a function over the starts; `Executor.map` for threads.
 
     Returns:
       The kept labels, one level per interval from the shortest on.
@@ -102,7 +95,7 @@ def propagate(
     longest = max((step for step, direct in base.items() if direct.mask.any()), default=0)
     kept = [level]
     while 2 * level.step < min(len(level.mask), MAX_STEP + 1) and (level.mask.any() or longest > level.step):
-        level = _round(level, base.get(2 * level.step), radius_px, rule, run)
+        level = _round(level, base.get(2 * level.step), radius_px, rule)
         level = _drop_small(level, min_matches)
         kept.append(level)
     return [level for level in kept if level.mask.any()]
@@ -129,51 +122,77 @@ def _drop_small(level: Level, min_matches: int) -> Level:
     return replace(level, mask=level.mask & (level.counts > min_matches)[:, None])
 
 
-def _round(level: Level, direct: Level | None, radius_px: float, rule: str, run) -> Level:
-    counts, step = level.counts, level.step
+def _round(level: Level, direct: Level | None, radius_px: float, rule: str) -> Level:
+    num_starts = len(level.mask)
+    if direct is None:
+        direct = replace(level, mask=np.zeros_like(level.mask))
+    rows = _capacity(num_starts)
+    width = max(level.mask.shape[1], direct.mask.shape[1])
+    one, two = (_shard(_pad(part, rows, width)) for part in (level, direct))
+    linked = _linked_jit(one, jnp.int32(level.step), radius_px=radius_px, rule=rule)
+    if rule == "local":
+        linked = _shard(_carried(level, {name: np.asarray(value) for name, value in linked.items()}, radius_px))
+    fields = _merged_jit(linked, two, radius_px=radius_px)
+    fields = {name: np.asarray(value)[:num_starts] for name, value in fields.items()}
+    width = _capacity(fields["mask"].sum(1).max(initial=0))
+    return Level(2 * level.step, **{name: value[:, :width] for name, value in fields.items()})
 
-    def pair(start: int) -> dict[str, np.ndarray] | None:
-        given = direct.pair(start) if direct is not None and direct.mask[start].any() else None
-        if start + step >= len(counts) or not (counts[start] and counts[start + step]):
-            return given
-        linked = link_pair(level.pair(start), level.pair(start + step), radius_px, rule)
-        return linked if given is None else merge_pair(given, linked, radius_px)
 
-    return make_level(2 * step, list(run(pair, range(len(counts)))), len(counts))
-
-
-def link_pair(first: dict, second: dict, radius_px: float, rule: str) -> dict[str, np.ndarray]:
-    """The labels of (X, X + 2d) that those of (X, X + d) and (X + d, X + 2d) make; as `Level.pair`."""
-    middle = first["xy"][:, 2:], second["xy"][:, :2]
+@partial(jax.jit, static_argnames=("radius_px", "rule"))
+def _linked_jit(level: dict, step, radius_px: float, rule: str) -> dict:
+    """The labels of (X, X + 2 step) that those of (X, X + step) and (X + step, X + 2 step) make."""
+    starts = jnp.arange(len(level["mask"]))
+    later = {name: jnp.roll(value, -step, axis=0) for name, value in level.items()}
+    later["mask"] &= (starts + step < len(starts))[:, None]
+    middle = level["xy"][..., 2:], later["xy"][..., :2]
     if rule == "released":  # gim/datasets/walk/propagate.py: points of one pixel are then at distance zero
-        middle = np.round(middle[0]), np.round(middle[1])
-    row = linking.link(*middle, radius_px)
-    one, two = np.flatnonzero(row >= 0), row[row >= 0]
-    linked = {
-        "xy": np.concatenate([first["xy"][one, :2], second["xy"][two, 2:]], 1),
-        "conf": np.minimum(first["conf"][one], second["conf"][two]),
-        "hops": first["hops"][one] + second["hops"][two],
-        "teacher": first["teacher"][one],
+        middle = jnp.round(middle[0]), jnp.round(middle[1])
+    row = linking.link(middle[0], level["mask"], middle[1], later["mask"], radius_px)
+    partner = {
+        name: jnp.take_along_axis(value, jnp.maximum(row, 0).reshape(row.shape + (1,) * (value.ndim - 2)), axis=1)
+        for name, value in later.items()
     }
-    if rule != "local":
-        return linked
-    alone = np.flatnonzero(row < 0)
-    places, good = local_motion.carry(first["xy"][alone], second["xy"], radius_px)
-    alone, places = alone[good], places[good].astype(np.float32)
-    carried = {
-        "xy": np.concatenate([first["xy"][alone, :2], places], 1),
-        "conf": first["conf"][alone],
-        "hops": first["hops"][alone] + second["hops"].max(),
-        "teacher": first["teacher"][alone],
+    return {
+        "xy": jnp.concatenate([level["xy"][..., :2], partner["xy"][..., 2:]], -1),
+        "conf": jnp.minimum(level["conf"], partner["conf"]),
+        "hops": level["hops"] + partner["hops"],
+        "teacher": level["teacher"],
+        "mask": row >= 0,
     }
-    return {name: np.concatenate([linked[name], carried[name]]) for name in linked}
 
 
-def merge_pair(direct: dict, linked: dict, radius_px: float) -> dict[str, np.ndarray]:
-    """Direct labels, then the linked ones that lie beside none of them in either frame."""
-    taken = [linking.is_near(linked["xy"][:, s], direct["xy"][:, s], radius_px) for s in (slice(0, 2), slice(2, 4))]
-    free = ~(taken[0] | taken[1])
-    return {name: np.concatenate([direct[name], linked[name][free]]) for name in direct}
+def _carried(level: Level, linked: dict[str, np.ndarray], radius_px: float) -> dict[str, np.ndarray]:
+    """Add to links where labels meet those that the local motion of the labels around makes."""
+    linked = {name: np.array(value) for name, value in linked.items()}
+    for start in np.flatnonzero(level.mask.any(1)).tolist():
+        if start + level.step >= len(level.mask) or not level.mask[start + level.step].any():
+            continue
+        alone = np.flatnonzero(level.mask[start] & ~linked["mask"][start, : level.mask.shape[1]])
+        later = level.pair(start + level.step)
+        places, good = local_motion.carry(level.xy[start, alone], later["xy"], radius_px)
+        alone, places = alone[good], places[good]
+        linked["xy"][start, alone] = np.concatenate([level.xy[start, alone, :2], places], 1)
+        linked["conf"][start, alone] = level.conf[start, alone]
+        linked["hops"][start, alone] = level.hops[start, alone] + int(later["hops"].max())
+        linked["mask"][start, alone] = True
+    return linked
+
+
+@partial(jax.jit, static_argnames="radius_px")
+def _merged_jit(linked: dict, direct: dict, radius_px: float) -> dict:
+    """Direct labels, then the linked ones that lie beside none of them in either frame; valid rows first."""
+    linked = dict(linked)
+    for side in (slice(0, 2), slice(2, 4)):
+        taken = linking.is_near(
+            linked["xy"][..., side], linked["mask"], direct["xy"][..., side], direct["mask"], radius_px
+        )
+        linked["mask"] &= ~taken
+    merged = {name: jnp.concatenate([direct[name], linked[name]], 1) for name in linked}
+    order = jnp.argsort(~merged["mask"], axis=1, stable=True)
+    return {
+        name: jnp.take_along_axis(value, order.reshape(order.shape + (1,) * (value.ndim - 2)), axis=1)
+        for name, value in merged.items()
+    }
 
 
 def _pad(level: Level, rows: int, width: int) -> dict[str, np.ndarray]:
@@ -183,3 +202,17 @@ def _pad(level: Level, rows: int, width: int) -> dict[str, np.ndarray]:
         name: np.pad(value, [(0, more[0]), (0, more[1])] + [(0, 0)] * (value.ndim - 2))
         for name, value in fields.items()
     }
+
+
+def _shard(fields: dict[str, np.ndarray]) -> dict:
+    """Split the pairs over the local devices, where each gets a fair number."""
+    devices, rows = jax.local_devices(), len(fields["mask"])
+    num = next(n for n in range(len(devices), 0, -1) if n == 1 or (rows % n == 0 and rows // n >= MIN_PAIRS_PER_DEVICE))
+    mesh = jax.make_mesh((num,), ("data",), devices=devices[:num], axis_types=(AxisType.Auto,))
+    return jax.device_put(fields, NamedSharding(mesh, PartitionSpec("data")))
+
+
+def _capacity(num: int) -> int:
+    """Round up so that few shapes are ever compiled: powers of two to 1024, multiples of 1024 beyond."""
+    num = max(int(num), 16)
+    return 1 << (num - 1).bit_length() if num <= 1024 else -(-num // 1024) * 1024

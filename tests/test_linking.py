@@ -1,9 +1,10 @@
 """The link rule against brute force over all pairs of points, on random and on adversarial inputs."""
 
+import jax
 import numpy as np
 import pytest
 
-from data_prep import linking
+from gim_jax.ops import linking
 
 WIDTH, HEIGHT = 64, 48
 RNG = np.random.default_rng(0)
@@ -51,15 +52,35 @@ CASES = {
 }
 
 
+def padded(points: np.ndarray, capacity: int):
+    out, mask = RNG.uniform(0, 20, (capacity, 2)).astype(np.float32), np.zeros(capacity, bool)
+    slots = np.sort(RNG.choice(capacity, len(points), replace=False))  # holes anywhere, order kept
+    out[slots], mask[slots] = points, True
+    return out, mask, slots
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_link_equals_brute_force(name):
+def test_numpy_link_equals_brute_force(name):
     mid0, mid1 = (points.astype(np.float32) for points in CASES[name])
-    np.testing.assert_array_equal(linking.link(mid0, mid1), brute_force(mid0, mid1))
+    np.testing.assert_array_equal(linking.link_numpy(mid0, mid1), brute_force(mid0, mid1))
+
+
+def test_jitted_link_of_all_cases_at_once_equals_brute_force():
+    capacity = max(len(points) for case in CASES.values() for points in case) + 100
+    first = [padded(case[0], capacity) for case in CASES.values()]
+    second = [padded(case[1], capacity) for case in CASES.values()]
+    rows = linking.link(*(np.stack([case[k] for case in side]) for side in (first, second) for k in (0, 1)))
+    for name, row, (_, mask, _), (_, _, slots) in zip(CASES, np.asarray(rows), first, second):
+        mid0, mid1 = (points.astype(np.float32) for points in CASES[name])
+        want = brute_force(mid0, mid1)
+        want = np.where(want >= 0, slots[np.maximum(want, 0)] if len(slots) else -1, -1)
+        np.testing.assert_array_equal(row[mask], want, err_msg=name)
+        assert (row[~mask] == -1).all(), name
 
 
 def test_link_is_one_to_one():
     mid0, mid1 = (points.astype(np.float32) for points in CASES["dense"])
-    linked = linking.link(mid0, mid1)
+    linked = linking.link_numpy(mid0, mid1)
     linked = linked[linked >= 0]
     assert len(linked) > 500
     assert len(np.unique(linked)) == len(linked)
@@ -71,12 +92,30 @@ def test_share_of_links_follows_the_distance():
     angle = RNG.uniform(0, 2 * np.pi, len(mid0))
     for distance, share in ((0.25, 1.0), (0.75, 1.0), (1.2, 0.0)):
         mid1 = mid0 + distance * np.stack([np.cos(angle), np.sin(angle)], 1)
-        assert (linking.link(mid0, mid1) >= 0).mean() == share
+        assert (linking.link_numpy(mid0, mid1) >= 0).mean() == share
 
 
 def test_is_near_marks_what_brute_force_marks():
     mid0, mid1 = (points.astype(np.float32) for points in CASES["dense"])
     distance = np.linalg.norm(mid0[:, None] - mid1[None], axis=-1).min(1)
     clear = np.abs(distance - 1) > 1e-5
-    near = linking.is_near(mid0, mid1, 1.0)
+    ones = np.ones((1, len(mid0)), bool)
+    near = np.asarray(linking.is_near(mid0[None], ones, mid1[None], ones))[0]
     np.testing.assert_array_equal(near[clear], (distance < 1)[clear])
+
+
+def test_one_trace_for_all_videos_of_a_shape():
+    traces = 0
+
+    def counted(*args):
+        nonlocal traces
+        traces += 1
+        return linking.link.__wrapped__(*args)
+
+    jitted = jax.jit(counted)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        points = rng.uniform(0, 30, (2, 4, 64, 2)).astype(np.float32)
+        masks = rng.uniform(size=(2, 4, 64)) < 0.5
+        jitted(points[0], masks[0], points[1], masks[1])
+    assert traces == 1

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from data_prep import propagate as prop
-from tests.test_linking import brute_force
 
 NUM_FRAMES, NUM_POINTS = 12, 60
 SHIFT = np.array([3.0, 1.0])  # px per sampled frame
@@ -101,8 +100,10 @@ def test_no_labels_at_all():
     assert prop.propagate({1: prop.make_level(1, [None] * 3, 4)}, min_matches=10) == []
 
 
-def test_rounds_equal_a_loop_over_pairs_with_brute_force_links():
+def test_rounds_equal_a_loop_over_pairs_with_the_numpy_link():
     """The whole-video round against one pair at a time, on labels with noise and holes."""
+    from gim_jax.ops import linking
+
     base = direct_level(1, jitter=0.9)
     base.mask[...] &= np.random.default_rng(1).uniform(size=base.mask.shape) < 0.8
     got = prop.propagate({1: base}, min_matches=5)
@@ -112,7 +113,7 @@ def test_rounds_equal_a_loop_over_pairs_with_brute_force_links():
         following = {}
         for s, xy in current.items():
             if s + half in current:
-                row = brute_force(xy[:, 2:], current[s + half][:, :2])
+                row = linking.link_numpy(xy[:, 2:], current[s + half][:, :2])
                 linked = np.concatenate([xy[row >= 0, :2], current[s + half][row[row >= 0], 2:]], 1)
                 if len(linked) > 5:
                     following[s] = linked
@@ -120,6 +121,28 @@ def test_rounds_equal_a_loop_over_pairs_with_brute_force_links():
         for s, xy in following.items():
             np.testing.assert_array_equal(level.pair(s)["xy"], xy)
         current = following
+
+
+def test_one_compilation_for_videos_of_similar_length():
+    prop._linked_jit.clear_cache()
+    for num_frames in (17, 20, 30):
+        prop.propagate({1: direct_level(1, num_frames=num_frames)}, min_matches=10)
+    assert prop._linked_jit._cache_size() == 1
+
+
+@pytest.mark.slow
+def test_eight_devices_give_what_one_gives(monkeypatch):
+    import jax
+
+    base = direct_level(1, jitter=0.9, num_frames=40)
+    alone = prop.propagate({1: base}, min_matches=5)
+    monkeypatch.setattr(prop, "MIN_PAIRS_PER_DEVICE", 8)
+    shared = prop.propagate({1: base}, min_matches=5)
+    assert len(jax.devices()) == 8 and len(alone) > 3
+    assert len(prop._shard({"mask": base.mask[:32]})["mask"].sharding.device_set) == 4
+    for one, eight in zip(alone, shared, strict=True):
+        np.testing.assert_array_equal(one.mask, eight.mask)
+        np.testing.assert_array_equal(one.xy[one.mask], eight.xy[eight.mask])
 
 
 def test_released_rule_links_equal_rounded_pixels_only():
