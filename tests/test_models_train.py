@@ -35,6 +35,11 @@ MODULES = {
     "lightglue": LightGlue(LightGlueConfig(POINTS, num_layers=2, kpt_offset=0.5)),
 }
 
+# A ReLU's gradient jumps at 0: with the weights of seed 0 one of DKM's values lies within float32 noise of it, another
+# order of summation turns it on, and the gradients of all that lies before it change by 3 %. In float64 they agree on
+# any mesh (norm 7.0793942). Another seed asks where the gradient is defined.
+SMOOTH = {"dkm": 4}
+
 
 def batch_of(channels):
     """Eight pairs: posed and video by turns."""
@@ -76,7 +81,7 @@ def fresh(family):
     module, channels = MODULES[family], 3 if family == "dkm" else 1
     shapes = jax.eval_shape(make_init(module, channels, optimizer()[0], False), jax.random.key(0))
     image = np.zeros((1, 64, 64, channels), np.float32)
-    variables = random_variables(module, image, image)
+    variables = random_variables(module, image, image, seed=SMOOTH.get(family, 0))
     state = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
     return state.replace(params=variables["params"], batch_stats=variables.get("batch_stats", {}))
 
@@ -86,11 +91,8 @@ def on_one_device(family):
     return train_step(family, 1)
 
 
-OPEN = pytest.mark.xfail(run=False, reason="DKM: gradient norms 0.6 % apart at equal losses; cause unknown")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["loftr", pytest.param("dkm", marks=OPEN), "superglue", "lightglue"])
+@pytest.mark.parametrize("family", list(MODULES))
 def test_step_is_the_same_on_one_device_and_on_eight_with_split_parameters(family):
     one, eight = on_one_device(family), train_step(family, 8, fsdp=2)
     assert one[1]["loss"] < one[0]["loss"] and one[0]["loss"] > 0
