@@ -211,7 +211,8 @@ def histogram_bars(rows: list[dict]) -> list[dict]:
         ends = [*(f"{edge:g}" for edge in edges[1:]), ""]
         ranges = [f"{low:g} to {high}{unit}" if high else f"{low:g}{unit} and more" for low, high in zip(edges, ends)]
         top = max(counts)
-        bars = [(f"{e:g}", text, num, 100 * num / top) for e, text, num in zip(edges, ranges, counts)]
+        short = [f"{edge / 1024:g}k" if edge >= 1024 else f"{edge:g}" for edge in edges]
+        bars = [(label, text, num, 100 * num / top) for label, text, num in zip(short, ranges, counts)]
         out.append({"title": f"{title}{f', {unit}' if unit else ''}", "text": text, "bars": bars})
     return out
 
