@@ -103,3 +103,11 @@ def test_failures_of_tasks_do_not_overwrite_each_other(tmp_path, capsys):
         assert cli.main(["label", "a.mp4", "b.mp4", "--out", str(tmp_path), "--task_index", str(index),
                          "--task_count", "2"]) == 1  # fmt: skip
     assert sorted(p.name for p in tmp_path.iterdir()) == ["failed-00000-of-00002.json", "failed-00001-of-00002.json"]
+
+
+@pytest.mark.slow
+def test_a_local_ray_cluster_gives_the_same_files(video, undisturbed, tmp_path):
+    pytest.importorskip("ray", reason="extra ray is not installed")
+    assert cli.main(["label", str(video), str(tmp_path / "no.mp4"), "--out", str(tmp_path), "--ray", *OVERRIDES]) == 1
+    found = contents(tmp_path)
+    assert "no.mp4" in found.pop("failed.json").decode() and found == undisturbed
