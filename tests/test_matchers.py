@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data_prep import matching
+from data_prep.appearance import reduced_gray
 from data_prep.fitting import confirm, inside, thin
 from data_prep.matchers import DenseNetwork, Found, SparseNetwork, check_labellers
 from data_prep.video import Frame
@@ -39,8 +40,8 @@ def dense_matcher():
 
 
 @pytest.mark.parametrize("make, kind", [(sparse_matcher, SparseNetwork), (dense_matcher, DenseNetwork)])
-def test_a_labeller_finds_what_the_matcher_of_the_api_finds(make, kind):
-    """Three frames, three pairs, in batches over eight devices that repetition fills."""
+def test_a_labeller_finds_what_the_matcher_of_the_api_finds(make, kind, config):
+    """Three frames, three pairs, in batches over eight devices that repetition fills; untrained, so nothing is kept."""
     frames = [textured(SIZE[1], SIZE[0], seed) for seed in range(3)]
     pairs = [(0, 1), (1, 2), (0, 2)]
     matcher = make()
@@ -53,6 +54,10 @@ def test_a_labeller_finds_what_the_matcher_of_the_api_finds(make, kind):
         assert len(want)
         np.testing.assert_allclose(one.xy, np.concatenate([want.kpts0, want.kpts1], 1), atol=1e-3)
         np.testing.assert_allclose(one.conf, want.conf, atol=1e-4)
+    for one, (a, b) in zip(found, pairs):
+        grays = reduced_gray(frames[a], 1.0), reduced_gray(frames[b], 1.0)
+        row = confirm(["untrained"], [one], (None, None), grays, SIZE, config)
+        assert not row.kind and row.reason and row.matches[0] > 0
 
 
 def numbered_frames(num: int, scene=lambda k: 0) -> list[Frame]:
