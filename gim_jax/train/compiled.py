@@ -37,7 +37,7 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "
 OUT_OF_MEMORY = re.compile(r"(?:Used |HLO temporaries \()([\d.]+)([KMG])(?: of|\) exceeds)")
 
 
-def measure(traced: Any, chips: int, topology: str, effort: float = -1.0) -> dict[str, Any]:
+def measure(traced: Any, chips: int, topology: str, effort: float = -1.0, turns: int = 1) -> dict[str, Any]:
     """Compile a traced program for the chips it is laid out for and read the compiler's figures.
 
     Args:
@@ -45,9 +45,10 @@ def measure(traced: Any, chips: int, topology: str, effort: float = -1.0) -> dic
       chips: how many run it. topology: theirs, such as "v5e:4x4".
       effort: of the compiler, -1 to 1; 0 is what `jax.jit` does and takes several times as long, with smaller
         temporaries.
+      turns: of the loop that almost all of the program lies in; the compiler counts the bytes of one.
 
     Returns: per chip hbm_gib (needed), hbm_there_gib, fits, arguments_gib, temporaries_gib, output_gib, tflop, gbyte
-      (the compiler's, of one turn of each loop), collectives {name: count}, num_collectives and collective_gbyte,
+      (the compiler's, of one turn of inner loops), collectives {name: count}, num_collectives and collective_gbyte,
       compute_ms (FLOPs at the peak), memory_ms (bytes at the peak), compiler_ms (its estimate, None without), step_ms
       (the largest), bound; compile_s. Where the compiler runs out of memory, only what is known then.
     """
@@ -70,15 +71,16 @@ def measure(traced: Any, chips: int, topology: str, effort: float = -1.0) -> dic
     output = memory.output_size_in_bytes - memory.alias_size_in_bytes  # donated arguments become outputs
     needed = (arguments + temporaries + output + memory.generated_code_size_in_bytes) / GIB
     counts, moved = collectives(text)
-    optimal = cost.get("optimal_seconds", -1) * 1e3  # the compiler counts -1 s where it has no estimate
+    moved_bytes = turns * cost["bytes accessed"]
+    optimal = turns * cost.get("optimal_seconds", -1) * 1e3  # the compiler counts -1 s where it has no estimate
     row |= {
         "hbm_gib": needed,
         "fits": needed <= hbm_there,
         "arguments_gib": arguments / GIB,
         "temporaries_gib": temporaries / GIB,
         "output_gib": output / GIB,
-        "gbyte": cost["bytes accessed"] / 1e9,
-        "memory_ms": cost["bytes accessed"] / 1e6 / peak_gbytes,
+        "gbyte": moved_bytes / 1e9,
+        "memory_ms": moved_bytes / 1e6 / peak_gbytes,
         "compiler_ms": optimal if optimal > 0 else None,
         "collectives": counts,
         "num_collectives": sum(counts.values()),
