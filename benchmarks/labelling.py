@@ -14,7 +14,6 @@ import argparse
 import os
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -74,9 +73,9 @@ def propagation(video, config) -> None:
     window = min(num, label.WINDOW + propagate.MAX_STEP)
     base = an_hour(labels.direct, window)
     share = num / label.WINDOW
+    propagate.propagate(base, labels.min_matches, config.link_radius_px)  # compiles
     wall, cpu_s = time.perf_counter(), time.process_time()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        levels = propagate.propagate(base, labels.min_matches, config.link_radius_px, run=pool.map)
+    levels = propagate.propagate(base, labels.min_matches, config.link_radius_px)
     wall, cpu_s = time.perf_counter() - wall, time.process_time() - cpu_s
     other, other_cpu_s = time.perf_counter(), time.process_time()
     chains, links = released_chain(base, labels.size[0], labels.min_matches // 2, range(label.WINDOW))
