@@ -44,7 +44,9 @@ def warp_image(image: np.ndarray, H: np.ndarray, size: tuple[int, int], offset=(
     return out.reshape(height, width, 3), weight.reshape(height, width)
 
 
-def panorama(image0: np.ndarray, image1: np.ndarray, H_0to1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def panorama(
+    image0: np.ndarray, image1: np.ndarray, H_0to1: np.ndarray, max_canvas: int = MAX_CANVAS
+) -> tuple[np.ndarray, np.ndarray]:
     """Lay image 0 onto image 1.
 
     Args:
@@ -56,7 +58,7 @@ def panorama(image0: np.ndarray, image1: np.ndarray, H_0to1: np.ndarray) -> tupl
       shows image 0 and cyan image 1, gray where they agree; [h, w, 3] uint8 each.
 
     Raises:
-      ValueError: a canvas above 12 000 px, so a homography that maps a corner near the horizon.
+      ValueError: a canvas with a side above `max_canvas` px, so a homography that maps a corner near the horizon.
     """
     H = np.asarray(H_0to1, np.float64)
     corners0 = CORNERS * np.array(size_of(image0)) - 0.5
@@ -64,7 +66,7 @@ def panorama(image0: np.ndarray, image1: np.ndarray, H_0to1: np.ndarray) -> tupl
     mapped = geometry.warp_homography(corners0, H)
     corners = np.concatenate([mapped, CORNERS * np.array(size_of(image1)) - 0.5])
     low, high = np.floor(corners.min(0) + 0.5), np.ceil(corners.max(0) + 0.5)
-    if behind.any() or not np.isfinite(corners).all() or (high - low).max() > MAX_CANVAS:
+    if behind.any() or not np.isfinite(corners).all() or (high - low).max() > max_canvas:
         raise ValueError(
             "homography: image 0 reaches the horizon of image 1, there is no panorama of both in one plane"
         )

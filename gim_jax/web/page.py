@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from gim_jax import viz
-from gim_jax.image import read_image
+from gim_jax.image import read_image, resize, size_of, target_size
 from gim_jax.matchers import Matcher
 from gim_jax.tasks import load_extra, panorama
 from gim_jax.web import pair
 from gim_jax.web.labels import LabelSet
 
 FITS = ("F", "H")
+PICTURE, MAX_CANVAS = 800, 2400  # px: the longer side of an image in the panorama, and of the panorama
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}  # gradio's own come from the internet
 
 
@@ -52,7 +53,7 @@ def look(matcher: Matcher, image0: Any, image1: Any, threshold_px: float) -> tup
     if H is not None:
         try:
             titles = "both images in the frame of image 1", "image 0 (red) laid onto image 1 (cyan)"
-            pictures = list(zip(panorama.panorama(*images, H), titles))
+            pictures = list(zip(_panorama(images, H), titles))
         except ValueError as error:
             rows.append(["panorama", str(error), ""])
     if warp is not None:
@@ -60,6 +61,17 @@ def look(matcher: Matcher, image0: Any, image1: Any, threshold_px: float) -> tup
     svg = pair.draw(*images, matches.kpts0[keep], matches.kpts1[keep], matches.conf[keep], F, H)
     rows.append(["pictures", len(pictures) + 1, f"{time.perf_counter() - started:.3f}"])
     return svg, pair.table(["", "number", "seconds"], rows, (1,)), pictures
+
+
+def _panorama(images: list[np.ndarray], H: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return `panorama.panorama` of the images made smaller, which is what a page has room for."""
+    small, scalings = [], []
+    for rgb in images:
+        size = target_size(size_of(rgb), long_side=PICTURE, upscale=False)
+        x, y = np.divide(size, size_of(rgb))
+        small.append(resize(rgb, size))
+        scalings.append(np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]]))  # pixel centres at integers
+    return panorama.panorama(*small, scalings[1] @ H @ np.linalg.inv(scalings[0]), MAX_CANVAS)
 
 
 def build(matchers: Mapping[str, Matcher], labels: LabelSet | None = None) -> Any:
