@@ -60,7 +60,7 @@ def make_level(step: int, rows: list[dict[str, np.ndarray] | None], num_starts: 
     """Pad the direct labels of one interval: `rows[s]` has xy [M, 4], conf [M] and teacher [M], or is None."""
     counts = np.zeros(num_starts, int)
     counts[: len(rows)] = [0 if row is None else len(row["xy"]) for row in rows]
-    mask = np.arange(_capacity(counts.max(initial=0)))[None] < counts[:, None]
+    mask = np.arange(_capacity(counts.max(initial=0), 1024))[None] < counts[:, None]
     present = [row for row in rows if row is not None]
 
     def padded(name, shape, dtype):
@@ -124,17 +124,17 @@ def _drop_small(level: Level, min_matches: int) -> Level:
 
 def _round(level: Level, direct: Level | None, radius_px: float, rule: str) -> Level:
     num_starts = len(level.mask)
-    if direct is None:
-        direct = replace(level, mask=np.zeros_like(level.mask))
-    rows = _capacity(num_starts)
-    width = max(level.mask.shape[1], direct.mask.shape[1])
-    one, two = (_shard(_pad(part, rows, width)) for part in (level, direct))
-    linked = _linked_jit(one, jnp.int32(level.step), radius_px=radius_px, rule=rule)
+    rows = _capacity(num_starts, 128)
+    width = max(level.mask.shape[1], direct.mask.shape[1] if direct else 0)
+    linked = _linked_jit(_shard(_pad(level, rows, width)), jnp.int32(level.step), radius_px=radius_px, rule=rule)
     if rule == "local":
         linked = _shard(_carried(level, {name: np.asarray(value) for name, value in linked.items()}, radius_px))
-    fields = _merged_jit(linked, two, radius_px=radius_px)
+    if direct is None:
+        fields = _compacted_jit(linked)
+    else:
+        fields = _merged_jit(linked, _shard(_pad(direct, rows, width)), radius_px=radius_px)
     fields = {name: np.asarray(value)[:num_starts] for name, value in fields.items()}
-    width = _capacity(fields["mask"].sum(1).max(initial=0))
+    width = _capacity(fields["mask"].sum(1).max(initial=0), 1024)
     return Level(2 * level.step, **{name: value[:, :width] for name, value in fields.items()})
 
 
@@ -188,11 +188,20 @@ def _merged_jit(linked: dict, direct: dict, radius_px: float) -> dict:
         )
         linked["mask"] &= ~taken
     merged = {name: jnp.concatenate([direct[name], linked[name]], 1) for name in linked}
-    order = jnp.argsort(~merged["mask"], axis=1, stable=True)
-    return {
+    return _compacted_jit(merged)
+
+
+@jax.jit
+def _compacted_jit(fields: dict) -> dict:
+    """Move the valid labels of every pair to the front, in their order."""
+    mask = fields["mask"]
+    place = jnp.where(mask, jnp.cumsum(mask, axis=1) - 1, mask.shape[1])  # those without a place are dropped
+    order = jax.vmap(lambda place: jnp.zeros_like(place).at[place].set(jnp.arange(len(place)), mode="drop"))(place)
+    fields = {
         name: jnp.take_along_axis(value, order.reshape(order.shape + (1,) * (value.ndim - 2)), axis=1)
-        for name, value in merged.items()
+        for name, value in fields.items()
     }
+    return fields | {"mask": jnp.arange(mask.shape[1]) < mask.sum(1, keepdims=True)}
 
 
 def _pad(level: Level, rows: int, width: int) -> dict[str, np.ndarray]:
@@ -212,7 +221,7 @@ def _shard(fields: dict[str, np.ndarray]) -> dict:
     return jax.device_put(fields, NamedSharding(mesh, PartitionSpec("data")))
 
 
-def _capacity(num: int) -> int:
-    """Round up so that few shapes are ever compiled: powers of two to 1024, multiples of 1024 beyond."""
+def _capacity(num: int, step: int) -> int:
+    """Round up so that few shapes are ever compiled: powers of two to `step`, multiples of it beyond."""
     num = max(int(num), 16)
-    return 1 << (num - 1).bit_length() if num <= 1024 else -(-num // 1024) * 1024
+    return 1 << (num - 1).bit_length() if num <= step else -(-num // step) * step

