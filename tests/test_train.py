@@ -275,6 +275,18 @@ def test_weights_of_the_best_evaluation_are_kept_also_by_a_run_that_was_interrup
     assert len(values) == 5 and (values[0].image.height, values[0].image.width) == (4, 6)
 
 
+def test_without_a_list_of_pairs_no_weights_are_the_best(folder, tmp_path):
+    config = stand_in.make_config(folder, 2, eval_every=1, optim__warmup_steps=1)
+    shown = []
+
+    def watch(variables, rows):
+        shown.append(rows["image0"].shape)
+        return {}, {}
+
+    loop.run(config, tmp_path, stand_in.StandIn(), stand_in.objective, stand_in.META, None, watch)
+    assert shown == [(8, 24, 32, 1)] * 3 and not (tmp_path / "best.safetensors").exists()
+
+
 # ---- optimiser and mesh ----
 
 
@@ -389,8 +401,8 @@ def test_loftr_trains_from_the_command_line_and_its_weights_match(folder, tmp_pa
     image = texture(0, 96, 64)
     assert len(matcher(image, image)) > 0
     assert [line["step"] for line in read_metrics(tmp_path) if SCORE in line] == [0, 2]
-    first = load_matcher("loftr_tiny", tmp_path / "best.safetensors", thr=0.0)  # as a tie leaves it
-    assert len(first(image, image)) > 0 and store.load(tmp_path / "best.safetensors")[1]["steps"] == 0
+    best = load_matcher("loftr_tiny", tmp_path / "best.safetensors", thr=0.0)
+    assert len(best(image, image)) > 0 and store.load(tmp_path / "best.safetensors")[1]["steps"] == 2  # of equal ones
 
 
 # ---- what is refused ----

@@ -226,7 +226,7 @@ def run(
                             seen, pictures = watch(variables, rows)
                             scalars |= seen
                             writers.draw(step, pictures)
-                            if scalars.get(SCORE, -1.0) > best:
+                            if SCORE in scalars and scalars[SCORE] >= best:  # of equal ones the latest
                                 best = scalars[SCORE]
                                 store.save(workdir / BEST, variables, about(steps=step, score=best))
                         writers.write(step, scalars)
