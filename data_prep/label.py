@@ -6,6 +6,7 @@ are propagated to distant frames, and for every start frame the farthest pair is
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -96,6 +97,10 @@ def label_video(path: str | Path, config, out: str | Path, progress: Progress | 
         row = read_manifest(manifest)
         if not row or row["label_config_hash"] != identity:
             raise
+    except OSError as error:
+        if error.errno == errno.ENOSPC:  # what is kept to go on from would leave no room for the next video
+            shutil.rmtree(out / f".{stem}-{identity}", ignore_errors=True)
+        raise
     for left in (*out.glob(f".{stem}-*"), *out.glob(f".{stem}.*.tmp")):  # of interrupted runs and other settings
         shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
     return row

@@ -86,6 +86,7 @@ def test_a_full_disk_fails_the_video_that_met_it_alone(video, tmp_path, monkeypa
     monkeypatch.setattr(records, "write_tfrecord", full)
     assert cli.main(["label", str(video), str(tmp_path / "other.mp4"), "--out", str(tmp_path / "out"), *OVERRIDES]) == 1
     assert "No space left" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob(".*")), "room for the next video"
     assert len([p for p in (tmp_path / "out").glob("*.json") if len(p.stem) == 16]) == 1
 
 
