@@ -1,6 +1,6 @@
 """Camera poses against the truth: `gim-jax reconstruct` and COLMAP's own SIFT, and images held back and localized.
 
-    python benchmarks/reconstruction.py FOLDER ... [--long-side PX] [--max-keypoints N]
+    python benchmarks/reconstruction.py FOLDER ... [--model NAME --weights FILE] [--long-side PX] [--max-keypoints N]
         [--known-intrinsics]
 
 A folder has `images/` and `pairs_with_gt.txt` (38 tokens a pair; see `gim_jax.eval.pairs`), whose chain of relative
@@ -9,7 +9,6 @@ in the middle; with it both have the true intrinsics. For localization every fou
 """
 
 import argparse
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -37,18 +36,21 @@ def chain(pairs) -> dict[str, np.ndarray]:
             return poses
 
 
-def row(label: str, model, truth: dict, num: int, seconds: float) -> None:
+def row(name: str, label: str, model, truth: dict, num: int, seconds: float) -> None:
     if model is None:
-        print(f"  {label:<28} no model")
+        print(f"| {name} | {label} | 0 of {num} | | | | | | {seconds:.0f} |", flush=True)
         return
     errors = np.array(list(sfm.pose_errors(sfm.poses_of(model), truth).values()))
     print(
-        f"  {label:<28} {model.num_reg_images():>2} of {num} images {model.num_points3D():>6} points"
-        f"  {model.compute_mean_track_length():.2f} a track  {model.compute_mean_reprojection_error():.3f} px"
-        f"  rotation median {np.median(errors[:, 0]):.3f} max {errors[:, 0].max():.3f} deg"
-        f"  centre median {100 * np.median(errors[:, 1]):.2f} max {100 * errors[:, 1].max():.2f} cm  {seconds:.0f} s",
+        f"| {name} | {label} | {model.num_reg_images()} of {num} | {model.num_points3D()} "
+        f"| {model.compute_mean_track_length():.2f} | {model.compute_mean_reprojection_error():.3f} "
+        f"| {spread(errors[:, 0], 3)} | {spread(100 * errors[:, 1], 2)} | {seconds:.0f} |",
         flush=True,
     )
+
+
+def spread(values: np.ndarray, digits: int) -> str:
+    return f"{np.median(values):.{digits}f}, {values.max():.{digits}f}"
 
 
 def build(folder: Path, names: list[str], matcher, work: Path, params=()):
@@ -92,12 +94,21 @@ def colmap_sift(folder: Path, work: Path, max_keypoints: int, params=()):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--model", default="rootsift")
+    parser.add_argument("--weights")
     parser.add_argument("--long-side", type=int, default=768)
     parser.add_argument("--max-keypoints", type=int, default=4096)
     parser.add_argument("--known-intrinsics", action="store_true")
     args = parser.parse_args()
-    matcher = api.load_matcher("rootsift", max_keypoints=args.max_keypoints)
+    settings = {"max_keypoints": args.max_keypoints} if args.model == "rootsift" else {}
+    matcher, label = api.load_matcher(args.model, args.weights, **settings), f"gim-jax, {args.model}"
     sfm.quiet_pycolmap()
+    how = "true intrinsics" if args.known_intrinsics else "one focal length, found"
+    print(f"Long side {args.long_side} px, RootSIFT and SIFT {args.max_keypoints} keypoints, {how}.\n")
+    print("| set | method | images | points | images a point | reprojection, px ", end="")
+    print("| rotation error, deg: median, max | centre, cm: median, max | s |")
+    print("|---|---|" + 7 * "---|")
+    located = []
     for source in args.folders:
         pairs = read_pairs(source / "pairs_with_gt.txt")
         truth, params = chain(pairs), ()
@@ -113,18 +124,17 @@ def main() -> None:
                 scale = args.long_side / max(image_size(pairs[0].path0))
                 K = geometry.scale_K(pairs[0].K0, min(scale, 1.0))
                 params = (K[0, 0], K[1, 1], K[0, 2] + 0.5, K[1, 2] + 0.5)
-            print(f"{source.name}: long side {args.long_side} px, {args.max_keypoints} keypoints", flush=True)
             started = time.monotonic()
-            row("gim-jax, RootSIFT", build(work / "images", names, matcher, work / "ours", params), truth, len(names),
-                time.monotonic() - started)  # fmt: skip
+            ours = build(work / "images", names, matcher, work / "ours", params)
+            row(source.name, label, ours, truth, len(names), time.monotonic() - started)
             started = time.monotonic()
             theirs = colmap_sift(work / "images", work / "colmap", args.max_keypoints, params)
-            row("COLMAP's SIFT", theirs, truth, len(names), time.monotonic() - started)
+            row(source.name, "COLMAP's SIFT", theirs, truth, len(names), time.monotonic() - started)
             held = names[2::4]
             kept = [name for name in names if name not in held]
             model = build(work / "images", kept, matcher, work / "part", params)
             if model is None:
-                print("  localization: no model of the rest")
+                located.append(f"| {source.name} | no model of the rest | | | |")
                 continue
             camera = next(iter(model.cameras.values()))
             camera.has_prior_focal_length = True
@@ -132,15 +142,20 @@ def main() -> None:
                 model, work / "images", work / "images", dict.fromkeys(held, camera),
                 dict.fromkeys(held, kept), matcher, cache=work / "cache",
             )  # fmt: skip
-            own = {name: r.cam_from_world for name, r in results.items() if not r.fallback}
+            own = {n: r.cam_from_world for n, r in results.items() if r.cam_from_world is not None and not r.fallback}
+            if not own:
+                located.append(f"| {source.name} | 0 of {len(held)} | | | |")
+                continue
             errors = sfm.pose_errors(sfm.poses_of(model) | own, truth)
             found = np.array([errors[name] for name in own])
-            print(
-                f"  localized {len(own)} of {len(held)} held back: rotation median {np.median(found[:, 0]):.3f} max "
-                f"{found[:, 0].max():.3f} deg, centre median {100 * np.median(found[:, 1]):.2f} max "
-                f"{100 * found[:, 1].max():.2f} cm, inliers {min(r.num_inliers for r in results.values())} or more"
+            located.append(
+                f"| {source.name} | {len(own)} of {len(held)} | {spread(found[:, 0], 3)} "
+                f"| {spread(100 * found[:, 1], 2)} | {min(r.num_inliers for r in results.values())} |"
             )
-            shutil.rmtree(work / "ours")
+    print("\nEvery fourth image held back and localized in the model of the rest:\n")
+    print("| set | localized | rotation error, deg: median, max | centre, cm: median, max | inliers, fewest |")
+    print("|---|---|---|---|---|")
+    print("\n".join(located))
 
 
 if __name__ == "__main__":

@@ -133,6 +133,18 @@ def test_real_scans_agree_with_the_truth(shared, tmp_path, name):
     assert record["num_inliers"] == len(record["inliers0"]) and (tmp_path / "a.png").stat().st_size > 10_000
 
 
+def test_raster_of_a_scan_is_not_taken_for_the_room(shared):
+    """Turned so, the finest views agree on the sensor's raster, 43 degrees off; coarser ones see the walls."""
+    folder = shared / "data/pcd_pcl_room"
+    source, target = (np.load(folder / f"{name}.npy").astype(float) for name in ("source", "target"))
+    move = np.eye(4)
+    move[:3, :3], move[:2, 3] = rotation_z(-45), (9.7, 3.6)
+    moved = source @ move[:3, :3].T + move[:3, 3]
+    found = bev.register(Cloud(moved, None), Cloud(target, None), api.load_matcher("rootsift"))
+    wanted = np.loadtxt(folder / "T_target_source.txt") @ np.linalg.inv(move)
+    assert error(found, wanted, moved) < 0.3
+
+
 def test_command_says_that_there_is_no_motion(tmp_path, capsys):
     for seed in (0, 1):
         np.save(tmp_path / f"{seed}.npy", town(seed)[::4])

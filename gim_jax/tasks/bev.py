@@ -23,6 +23,7 @@ from gim_jax.viz import draw_matches
 
 PICTURES = ("auto", "color", "density", "height")
 LONG_SIDES = (640, 320, 160)  # px of the larger view, tried in this order: thin scans match when seen coarsely
+BEYOND_DOUBT = -10.0  # log10 of the false alarms at which no coarser view is asked; a scan's raster, not the room, -5
 MAX_SIDE = 8192  # px; more is a resolution given in the wrong unit
 BLUR_PX = 1.0  # of density and height: a scan's raster is no texture
 MARGIN = 8  # px around the points
@@ -222,8 +223,8 @@ def register(
 
     Args:
       matcher: as `gim_jax.load_matcher` returns.
-      resolution: length of a pixel in the units of the files; None: 640 px for the larger cloud, or half or a quarter
-        of that where nothing can be trusted.
+      resolution: length of a pixel in the units of the files; None: 640 px for the larger cloud, and half or a quarter
+        of that unless it is beyond doubt; what chance explains least counts, from the finest view that agrees.
       picture: see `view_from_above`; "auto": "color" where both clouds have colours, else "density".
       band: (lowest, highest) height to look at; None: everything.
       up: the vertical in the files' axes.
@@ -248,15 +249,20 @@ def register(
             raise ValueError(f"band: found no point of cloud {side} from {band[0]:g} to {band[1]:g}")  # type: ignore
         seen.append((points[keep], None if cloud.colors is None else cloud.colors[keep]))
     extent = _extent(*(points for points, _ in seen))
+    results = []
     for cell in [extent / side for side in LONG_SIDES] if resolution is None else [resolution]:
         views = tuple(view_from_above(points, colors, cell, picture) for points, colors in seen)
-        results = [_register_views(views, matcher, turns, threshold_px) for turns in quarter_turns]
-        motion, found = max(results, key=lambda result: int(result[1].inliers.sum()))
-        if motion is not None:
+        results += [_register_views(views, matcher, turns, threshold_px) for turns in quarter_turns]
+        score, motion, found = min(results, key=lambda result: result[0])
+        if score <= BEYOND_DOUBT:
             break
     if motion is None:
         return found
-    turn, shift = motion
+    places = found.views[0].to_metric(found.kpts0[found.inliers])
+    reach = threshold_px * found.views[0].resolution
+    _, (turn, shift), found = next(  # the finest view that says the same
+        result for result in results if result[1] is not None and _distance(places, motion, result[1]) <= reach
+    )
     T = np.eye(4)
     T[:2, :2], T[:2, 3] = turn, shift
     T[2, 3] = _height_difference(found, seen)
@@ -273,8 +279,14 @@ def register(
     )
 
 
+def _distance(points: np.ndarray, motion0, motion1) -> float:
+    """Return how far two motions (R, t) of the plane lay points [N, 2] apart, the median."""
+    moved = [points @ turn.T + shift for turn, shift in (motion0, motion1)]
+    return float(np.median(np.linalg.norm(moved[0] - moved[1], axis=1)))
+
+
 def _register_views(views, matcher, turns: int, threshold_px: float):
-    """Match the views and fit: ((R, t) or None, a Registration without pose)."""
+    """Match the views and fit: (log10 of the false alarms, (R, t) or None, a Registration without pose)."""
     size = views[0].image.shape[1], views[0].image.shape[0]
     turned = np.ascontiguousarray(np.rot90(views[0].image, turns))
     matches = matcher(turned, views[1].image)
@@ -290,9 +302,11 @@ def _register_views(views, matcher, turns: int, threshold_px: float):
     metric = [view.to_metric(points) for view, points in zip(views, kpts)]
     threshold = threshold_px * views[0].resolution
 
+    def alarms(inliers: np.ndarray) -> float:
+        return robust.log10_nfa(len(inliers), int(inliers.sum()), "H", threshold_px, (area, 1), sample=2)
+
     def trusted(inliers: np.ndarray) -> bool:
-        score = robust.log10_nfa(len(inliers), int(inliers.sum()), "H", threshold_px, (area, 1), sample=2)
-        return score <= robust.MAX_LOG10_NFA
+        return alarms(inliers) <= robust.MAX_LOG10_NFA
 
     turn, shift, inliers = fit_plane_motion(metric[0], metric[1], threshold)
     similar, offset, agree = fit_plane_motion(metric[0], metric[1], threshold, with_scale=True)
@@ -305,9 +319,10 @@ def _register_views(views, matcher, turns: int, threshold_px: float):
         shift = offset + (similar - turn) @ metric[0][inliers].mean(0)
     elif not trusted(inliers):
         reason = f"{int(inliers.sum())} of {len(inliers)} matches agree, which chance explains"
+    score = np.inf if reason else alarms(inliers)
     inliers = inliers if not reason else np.zeros(len(inliers), bool)
     found = Registration(None, reason, kpts[0], kpts[1], inliers, views, scale=scale)
-    return (None if reason else (turn, shift)), found
+    return score, (None if reason else (turn, shift)), found
 
 
 def _height_difference(found: Registration, seen) -> float:
