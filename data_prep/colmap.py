@@ -25,13 +25,16 @@ KEYPOINT_LABELLERS = ("rootsift", "superglue", "lightglue")  # prefixes; repeat 
 
 
 def reconstruct(
-    rows: dict[int, list[PairLabels | None]], labellers: tuple[str, ...], picture: Callable[[int], bytes], folder: Path
+    rows: dict[int, list[PairLabels | None]],
+    labellers: tuple[str, ...],
+    picture: Callable[[int], bytes],
+    folder: Path | None,
 ) -> Any | None:
     """Reconstruct a clip: a pycolmap model, the one with most frames, or None.
 
     Args:
       rows: by step, the direct labels of the pairs (s, s + step) of the clip, None beyond its end.
-      labellers: their names. picture: gives the JPEG of a frame. folder: for temporary files.
+      labellers: their names. picture: gives the JPEG of a frame. folder: for temporary files, None: the system's.
     """
     pairs, found = [], []
     for step, labels in rows.items():

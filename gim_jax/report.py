@@ -56,8 +56,8 @@ def write_report(folder: str | Path) -> Path:
     folder = Path(folder)
     labels = folder / "labels" if (folder / "labels").is_dir() else folder
     paths = manifests(labels)
-    rows = [read_json(path) for path in paths]
-    failed = [line for path in sorted(labels.glob("failed*.json")) for line in read_json(path)]
+    rows: list[dict] = [json.loads(path.read_text()) for path in paths]
+    failed = [line for path in sorted(labels.glob("failed*.json")) for line in read_json(path) or []]
     if not rows and not failed:
         raise ValueError(f"{folder}: no labelling results in it, expected <video>.json manifests")
     times = [read_json(path.with_suffix(".time.json")) or {} for path in paths]
