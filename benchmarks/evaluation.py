@@ -112,7 +112,8 @@ def pose_error(p0, p1, K0, K1, T) -> float:
         return np.inf
     poses = [cv2.recoverPose(e, p0, p1, np.eye(3), 1e9, mask=mask) for e in np.vsplit(E, len(E) // 3)]
     _, R, t = max(poses, key=lambda pose: pose[0])[:3]
-    angle = np.degrees(np.linalg.norm(cv2.Rodrigues(R.T @ T[:3, :3])[0]))
+    # as released: of a true rotation that was written with few digits the trace says something else than Rodrigues
+    angle = np.degrees(np.arccos(np.clip((np.trace(R.T @ T[:3, :3]) - 1) / 2, -1, 1)))
     cosine = abs(t[:, 0] @ T[:3, 3]) / np.linalg.norm(T[:3, 3])
     return max(angle, np.degrees(np.arccos(min(cosine, 1))))
 
