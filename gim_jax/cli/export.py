@@ -122,7 +122,6 @@ def _match(args: argparse.Namespace, module: str):
     if len(names) < 2:
         raise ValueError(f"{folder}: found one image, expected two or more")
     matcher = matcher_of_many(args)
-    out.mkdir(parents=True, exist_ok=True)
     return folder, out, *match_images(args, folder, names, matcher, out)
 
 

@@ -19,6 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overlay", metavar="PNG", help="image 1 (cyan) and image 0 warped onto it (red)")
 
 
+def check_positive(threshold: float) -> None:
+    """Refuse an inlier distance that is none."""
+    if not 0 < threshold < float("inf"):
+        raise ValueError(f"--threshold: found {threshold:g}, expected a positive number of px")
+
+
 def run(args: argparse.Namespace) -> int:
     """Match, fit, write the pictures. Exit code 1 where no homography can be trusted."""
     from gim_jax.image import read_image
@@ -27,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     for path in (args.out, args.overlay):
         check_writable(path)
+    check_positive(args.threshold)
     if args.model != "rootsift":
         api.enable_compilation_cache()
     images = [read_image(path) for path in (args.image0, args.image1)]

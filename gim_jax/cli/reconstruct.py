@@ -10,6 +10,7 @@ import numpy as np
 
 from gim_jax import api
 from gim_jax.cli.match import _intrinsics
+from gim_jax.cli.panorama import check_positive
 from gim_jax.data.tfrecord import write_atomic
 
 EXHAUSTIVE = 30  # images; 435 pairs
@@ -78,7 +79,6 @@ def _many(args: argparse.Namespace) -> int:
     names = image_pairs.list_images(folder)
     if len(names) < 3:
         raise ValueError(f"{folder}: found {len(names)} images, expected three or more")
-    out.mkdir(parents=True, exist_ok=True)
     pairs, keypoints, matched = match_images(args, folder, names, matcher, out, video)
     write_database(args, folder, pairs, keypoints, matched, out)
     print("mapping with COLMAP", flush=True)
@@ -103,13 +103,24 @@ def _many(args: argparse.Namespace) -> int:
 
 
 def matcher_of_many(args: argparse.Namespace):
-    """Load the matcher for many images; the settings of the cameras are checked first."""
+    """Load the matcher for many images; the settings of the cameras and the folder are checked first."""
+    from gim_jax.tasks import sfm
+
     if bool(args.camera_model) != bool(args.camera_params):
         raise ValueError("--camera-model, --camera-params: found one of them, expected both or none")
+    if args.camera_model:
+        sfm.check_camera(args.camera_model, args.camera_params)
+    check_folder(args.out)
     if args.model != "rootsift":
         api.enable_compilation_cache()
     settings = {"max_keypoints": args.max_keypoints or MAX_KEYPOINTS} if args.model == "rootsift" else {}
     return api.load_matcher(args.model, args.weights, **settings)
+
+
+def check_folder(path: str) -> None:
+    """Refuse a file in the place of the folder of results."""
+    if Path(path).exists() and not Path(path).is_dir():
+        raise ValueError(f"{path}: is a file, expected a folder to write")
 
 
 def merge_radius(args: argparse.Namespace, matcher) -> float:
@@ -181,17 +192,19 @@ def _extract_frames(video: Path, out: Path, num_frames: int) -> Path:
     folder = out / "images"
     if done.is_file() and json.loads(done.read_text()).items() >= wanted.items():
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("frame_*.jpg"):
         old.unlink()
     notes: list[str] = []
     times = {}
     for frame in sample_frames(video, every_frames=every, notes=notes):
         name = f"frame_{frame.index:06d}.jpg"
+        folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / name, lambda file, rgb=frame.rgb: file.write(encode_jpeg(rgb, 95)))
         times[name] = frame.time_s
     for note in notes:
         print(f"{video}: {note}")
+    if not times:
+        raise ValueError(f"{video}: found no frame that can be decoded, expected a video")
     text = json.dumps(wanted | {"video": str(video), "times_s": times}, indent=1)
     write_atomic(done, lambda file: file.write(text.encode()))
     print(f"{video}: {len(times)} frames, one of {every}")
@@ -206,6 +219,8 @@ def _two_view(args: argparse.Namespace) -> int:
 
     if (args.K0 is None) != (args.K1 is None):
         raise ValueError("--K0, --K1: found one of them, expected both or none")
+    check_positive(args.threshold)
+    check_folder(args.out)
     images = [read_image(path) for path in args.sources]
     Ks, origin = [_intrinsics(args.K0), _intrinsics(args.K1)], "given"
     if args.K0 is None:

@@ -7,6 +7,7 @@ import json
 
 from gim_jax import api
 from gim_jax.cli.match import check_writable
+from gim_jax.cli.panorama import check_positive
 from gim_jax.data.tfrecord import write_atomic
 
 DIRECTIONS = {"x": (1, 0, 0), "y": (0, 1, 0), "z": (0, 0, 1), "-x": (-1, 0, 0), "-y": (0, -1, 0), "-z": (0, 0, -1)}
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     for path in (args.out, args.json):
         check_writable(path)
+    check_positive(args.threshold)
     if args.icp:
         load_extra("small_gicp", "clouds")
     if args.model != "rootsift":

@@ -83,6 +83,7 @@ def read_queries(paths: Sequence[str | Path]) -> dict[str, Any]:
 
 def guess_camera(path: str | Path) -> Any:
     """Return the camera of an image file with EXIF's focal length, else one that is estimated with the pose."""
+    sfm.stored_turns(path)  # names what cannot be read
     return sfm.quiet_pycolmap().infer_camera_from_image(str(path))
 
 

@@ -110,6 +110,17 @@ def quiet_pycolmap() -> Any:
     return pycolmap
 
 
+def check_camera(model: str, params: Sequence[float]) -> None:
+    """Refuse what is not a camera model of COLMAP with as many parameters as it has."""
+    pycolmap = quiet_pycolmap()
+    known = sorted(name for name in pycolmap.CameraModelId.__members__ if name != "INVALID")
+    if model not in known:
+        raise ValueError(f"camera model: found {model!r}, expected one of {', '.join(known)}")
+    camera = pycolmap.Camera.create_from_model_name(0, model, 1.0, 1, 1)
+    if len(params) != len(camera.params):
+        raise ValueError(f"{model}: found {len(params)} parameters, expected {camera.params_info}")
+
+
 def write_database(
     path: str | Path,
     folder: str | Path,
