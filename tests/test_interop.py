@@ -8,6 +8,7 @@ import pytest
 
 from gim_jax.tasks import inloc, interop
 from gim_jax.types import Matches
+from tests import oracles
 
 
 def picture() -> np.ndarray:
@@ -44,7 +45,7 @@ def test_vismatch_class_returns_the_seven_values_of_the_contract(monkeypatch):
 
 
 def test_vismatch_itself_accepts_the_class():
-    pytest.importorskip("torch", reason="torch is not installed")
+    oracles.torch()  # with the operators that vismatch's torchvision looks for
     pytest.importorskip("vismatch.base_matcher", reason="vismatch is not installed")
     image = picture()
     result = interop.vismatch_matcher("rootsift")(image, np.ascontiguousarray(image[:, 12:, 18:]))
