@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from gim_jax import api, geometry
+from gim_jax.eval.metrics import homography_corner_error
 from gim_jax.image import encode_jpeg, read_image
 from gim_jax.tasks import sfm
 
@@ -35,13 +36,9 @@ def read_pairs(folder: Path) -> list[tuple[Path, Path, np.ndarray, np.ndarray | 
 
 
 def error_px(H: np.ndarray | None, truth: np.ndarray, size: tuple[int, int], known: np.ndarray | None) -> float:
-    if H is None:
-        return np.inf
-    if known is not None:
-        return float(np.linalg.norm(geometry.warp_homography(known[:, :2], H) - known[:, 2:], axis=1).mean())
-    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * (np.array(size) - 1.0)
-    delta = geometry.warp_homography(corners, H) - geometry.warp_homography(corners, truth)
-    return float(np.linalg.norm(delta, axis=1).mean())
+    if H is None or known is None:
+        return homography_corner_error(H, truth, size)
+    return float(np.linalg.norm(geometry.warp_homography(known[:, :2], H) - known[:, 2:], axis=1).mean())
 
 
 def colmap_H(images: list[np.ndarray], threshold_px: float) -> np.ndarray | None:

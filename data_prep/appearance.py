@@ -10,7 +10,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from gim_jax import image
+from gim_jax import image, viz
 
 NUM_JUDGED = 256  # labels of a pair, evenly chosen
 HALF_PX = 5  # a patch is 11x11
@@ -37,7 +37,7 @@ def agreement(gray0: np.ndarray, gray1: np.ndarray, xy: np.ndarray, size: tuple[
     Returns:
       The share, and the number of labels judged: those on contrast in both frames.
     """
-    chosen = np.unique(np.linspace(0, len(xy) - 1, min(NUM_JUDGED, len(xy))).astype(int)) if len(xy) else []
+    chosen = viz.spread(len(xy), NUM_JUDGED)
     scale = np.divide(image.size_of(gray0), size)
     points = (xy[chosen].reshape(-1, 2, 2) + 0.5) * scale - 0.5
     patch0 = _normalised(_windows(gray0, points[:, 0], HALF_PX))

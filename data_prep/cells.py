@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gim_jax import rootsift
+
 ROUNDS = 4  # of k-means
 MIN_DESCRIPTORS = 1024  # with fewer all are compared
 
@@ -62,8 +64,4 @@ def match_in_cells(
         better = top > best[rows]
         partner[rows[better]] = at[better] + start
         best[rows] = np.maximum(best[rows], top)
-    nearest, other = (np.sqrt(np.maximum(2 - 2 * sim, 0)) for sim in (best, second))
-    idx0 = np.flatnonzero((best == column[partner]) & (nearest < ratio * other))
-    idx0 = idx0[np.sort(np.unique(partner[idx0], return_index=True)[1])]  # of equal descriptors the first
-    conf = 1 - nearest[idx0] / np.maximum(other[idx0], 1e-12)
-    return idx0, partner[idx0], conf.astype(np.float32)
+    return rootsift.select(partner, best, second, column, ratio)

@@ -8,7 +8,6 @@ the wheels of pycolmap do not have. pycolmap is the extra `sfm`.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from data_prep import propagate as prop
 from data_prep.fitting import PairLabels
+from gim_jax import geometry
 from gim_jax.tasks import sfm, tracks
 
 MAX_REPROJECTION_PX = 2.0  # mean error of a track beyond which its correspondences are not labels
@@ -46,15 +46,13 @@ def reconstruct(
         return None
     repeats = all(name.startswith(KEYPOINT_LABELLERS) for name in labellers)
     keypoints, matches = tracks.build_tracks(pairs, found, 0.0 if repeats else sfm.MERGE_PX)
-    temporary = Path(tempfile.mkdtemp(prefix="colmap-", dir=folder))
-    try:
+    with tempfile.TemporaryDirectory(prefix="colmap-", dir=folder, ignore_cleanup_errors=True) as work:
+        temporary = Path(work)
         for name in keypoints:
             (temporary / name).write_bytes(picture(int(name.split(".")[0])))
         index = [match for match, _ in matches]
         sfm.write_database(temporary / "db", temporary, keypoints, pairs, index, cameras="single")
         models = sfm.map_images(temporary / "db", temporary, temporary / "sparse", num_threads=1)  # the same each time
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return models[0] if models else None
 
 
@@ -73,7 +71,7 @@ def observations(model: Any, num_frames: int) -> list[dict[str, np.ndarray]]:
         ids = np.array(sorted(spots), int)
         seen[int(picture.name.split(".")[0])] = {
             "ids": ids,
-            "xy": np.array([spots[i] for i in ids]).reshape(-1, 2) - 0.5,  # COLMAP's pixel centres are at 0.5
+            "xy": geometry.corner_to_pixel(np.array([spots[i] for i in ids]).reshape(-1, 2)),
             "conf": np.array([1 / (1 + good[i]) for i in ids]),
         }
     return seen

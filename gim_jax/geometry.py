@@ -86,6 +86,12 @@ def scale_points(points, scale):
     return (points + 0.5) * scale - 0.5
 
 
+def scaling_homography(scale):
+    """Return the homography [3, 3] that does what `scale_points` does."""
+    x, y = np.broadcast_to(scale, 2)
+    return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1.0]])
+
+
 def scale_K(K, scale, half_pixel: bool = True):
     """Scale intrinsics for an image resized by `scale` (new size / old size, one factor or `(x, y)`).
 

@@ -54,12 +54,7 @@ def write_report(folder: str | Path) -> Path:
       ValueError where the folder holds neither.
     """
     folder = Path(folder)
-    labels = folder / "labels" if (folder / "labels").is_dir() else folder
-    paths = manifests(labels)
-    rows: list[dict] = [json.loads(path.read_text()) for path in paths]
-    failed = [line for path in sorted(labels.glob("failed*.json")) for line in read_json(path) or []]
-    if not rows and not failed:
-        raise ValueError(f"{folder}: no labelling results in it, expected <video>.json manifests")
+    paths, rows, failed = read_labels(folder)
     times = [read_json(path.with_suffix(".time.json")) or {} for path in paths]
     colors = reason_colors(rows)
     summary = read_json(folder / "quickstart.json") or {}
@@ -92,8 +87,23 @@ def write_report(folder: str | Path) -> Path:
     return folder / "report.html"
 
 
-def manifests(labels: Path) -> list[Path]:
-    return sorted(path for path in labels.glob("*.json") if len(path.stem) == 16)
+def labels_folder(folder: str | Path) -> Path:
+    """The labelling folder itself, or that in a quickstart folder."""
+    return Path(folder) / "labels" if (Path(folder) / "labels").is_dir() else Path(folder)
+
+
+def read_labels(folder: str | Path) -> tuple[list[Path], list[dict], list[str]]:
+    """Read the paths and rows of the manifests of a folder (`write_report`), and the lines about failed videos.
+
+    Raises:
+      ValueError where there is neither.
+    """
+    labels = labels_folder(folder)
+    paths = sorted(path for path in labels.glob("*.json") if len(path.stem) == 16)
+    failed = [line for path in sorted(labels.glob("failed*.json")) for line in read_json(path) or []]
+    if not paths and not failed:
+        raise ValueError(f"{folder}: no labelling results in it, expected <video>.json manifests")
+    return paths, [json.loads(path.read_text()) for path in paths], failed
 
 
 def totals(rows: list[dict], times: list[dict]) -> dict:
@@ -162,26 +172,26 @@ def reason_kind(reason: str) -> str:
 
 def lost_reasons(rows: list[dict], colors: dict[str, str]) -> list[dict]:
     """Why sampled frames start no pair: each kind of reason with its frames, videos, share and color."""
-    frames: collections.Counter[str] = collections.Counter()
-    videos = collections.defaultdict(set)
-    for number, row in enumerate(rows):
-        for stretch in row["lost"]:
-            frames[reason_kind(stretch["reason"])] += stretch["frames"]
-            videos[reason_kind(stretch["reason"])].add(number)
+    videos = collections.Counter(kind for row in rows for kind in {reason_kind(s["reason"]) for s in row["lost"]})
     whole = sum(row["sampled_frames"] for row in rows)
     return [
-        {"reason": kind, "frames": num, "videos": len(videos[kind]), "share": num / whole, "color": colors[kind]}
-        for kind, num in frames.most_common()
+        {"reason": kind, "frames": num, "videos": videos[kind], "share": num / whole, "color": colors[kind]}
+        for kind, num in frames_lost(rows).most_common()
     ]
+
+
+def frames_lost(rows: list[dict]) -> collections.Counter[str]:
+    """Sampled frames that start no pair, by the kind of reason."""
+    frames: collections.Counter[str] = collections.Counter()
+    for row in rows:
+        for stretch in row["lost"]:
+            frames[reason_kind(stretch["reason"])] += stretch["frames"]
+    return frames
 
 
 def reason_colors(rows: list[dict]) -> dict[str, str]:
     """A color for each kind of reason, the last one for all that are rare."""
-    kinds: collections.Counter[str] = collections.Counter()
-    for row in rows:
-        for stretch in row["lost"]:
-            kinds[reason_kind(stretch["reason"])] += stretch["frames"]
-    ranked = [kind for kind, _ in kinds.most_common() if kind != ENDS]
+    ranked = [kind for kind, _ in frames_lost(rows).most_common() if kind != ENDS]
     return {kind: COLORS[min(k, len(COLORS) - 1)] for k, kind in enumerate(ranked)} | {ENDS: "#b8bec4"}
 
 
@@ -349,7 +359,7 @@ def array_uri(rgb: np.ndarray) -> str:
     if rgb.shape[1] > MAX_PICTURE_WIDTH:
         scale = MAX_PICTURE_WIDTH / rgb.shape[1]
         rgb = image.resize(rgb, (MAX_PICTURE_WIDTH, max(round(rgb.shape[0] * scale), 1)))
-    return "data:image/jpeg;base64," + base64.b64encode(image.encode_jpeg(rgb, 85)).decode()
+    return viz.data_uri(rgb, 85)
 
 
 def picture_uri(path: Path) -> str:

@@ -125,6 +125,18 @@ def match(desc0: np.ndarray, desc1: np.ndarray, ratio: float = RATIO) -> tuple[n
         best_sim[block] = sim[rows, best[block]]
         sim[rows, best[block]] = -np.inf
         second_sim[block] = sim.max(1)
+    return select(best, best_sim, second_sim, column_sim, ratio)
+
+
+def select(
+    best: np.ndarray, best_sim: np.ndarray, second_sim: np.ndarray, column_sim: np.ndarray, ratio: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Keep what is mutual and passes the ratio test; returns what `match` does.
+
+    Args:
+      best, best_sim, second_sim: [N] most similar descriptor of image 1, its similarity, and that of the second.
+      column_sim: [M] largest similarity that a descriptor of image 1 has.
+    """
     distance = np.sqrt(np.maximum(2 - 2 * best_sim, 0))
     second = np.sqrt(np.maximum(2 - 2 * second_sim, 0))
     idx0 = np.flatnonzero((best_sim == column_sim[best]) & (distance < ratio * second))

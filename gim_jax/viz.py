@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+
 import cv2
 import numpy as np
 
-from gim_jax.image import read_image, resize
+from gim_jax.image import encode_jpeg, read_image, resize
 from gim_jax.types import Warp
 
 MAX_LINES = 200  # more cannot be told apart
@@ -66,7 +68,7 @@ def draw_matches(
         ends.append((np.asarray(kpts, np.float64).reshape(-1, 2) + 0.5) * scale - 0.5)
     canvas = side_by_side(halves, gap)
     ends[1] = ends[1] + [halves[0].shape[1] + gap, 0]
-    chosen = np.unique(np.linspace(0, num - 1, min(num, max_lines)).astype(int)) if num else np.zeros(0, int)
+    chosen = spread(num, max_lines)
     fixed = np.rint(np.stack(ends, 1)[chosen] * 2**SUBPIXEL_BITS).astype(int)
     for (start, end), color in zip(fixed.tolist(), colors[chosen].tolist()):
         cv2.line(canvas, start, end, color, 1, cv2.LINE_AA, SUBPIXEL_BITS)
@@ -98,6 +100,16 @@ def draw_warp(image0: np.ndarray, image1: np.ndarray, warp: Warp, *, height: int
     warped = np.rint(certain * warped + (1 - certain) * 255).astype(np.uint8)
     below = np.full((height - size[1], size[0], 3), 255, np.uint8)
     return side_by_side([picture, np.concatenate([warped, below])], gap)
+
+
+def spread(num: int, limit: int) -> np.ndarray:
+    """Return at most `limit` indices, evenly spread over `num`."""
+    return np.unique(np.linspace(0, num - 1, min(num, limit)).astype(int)) if num else np.zeros(0, int)
+
+
+def data_uri(rgb: np.ndarray, quality: int) -> str:
+    """Return an image [H, W, 3] uint8 as the address of a JPEG that holds it."""
+    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(rgb, quality)).decode()
 
 
 def fit_height(image: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray]:

@@ -201,7 +201,7 @@ def measure_homography(kpts, sizes, pair: Pair, protocol: Protocol) -> dict[str,
     kpts0, kpts1 = (
         geometry.scale_points(points, np.divide(frame, size)) for points, frame, size in zip(kpts, frames, sizes)
     )
-    resized = [_resizing(size, frame) for size, frame in zip(sizes, frames)]
+    resized = [geometry.scaling_homography(np.divide(frame, size)) for size, frame in zip(sizes, frames)]
     H_gt = resized[1] @ pair.H @ np.linalg.inv(resized[0])
     unit = min(frames[1]) / protocol.unit_px if protocol.unit_px else 1.0
     H, inliers = estimate_homography(kpts0, kpts1, protocol.threshold_px * unit, protocol.method, protocol.confidence)
@@ -211,12 +211,6 @@ def measure_homography(kpts, sizes, pair: Pair, protocol: Protocol) -> dict[str,
         "num_matches": len(kpts0),
         "num_inliers": int(inliers.sum()),
     }
-
-
-def _resizing(size, frame) -> np.ndarray:
-    """Return the homography of pixels that `geometry.scale_points` applies from `size` to `frame`."""
-    sx, sy = np.divide(frame, size)
-    return np.array([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1.0]])
 
 
 MEASURES = {"pose": measure_pose, "homography": measure_homography}

@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from gim_jax import __version__
 from gim_jax.api import load_matcher
 from gim_jax.data.tfrecord import write_atomic
@@ -79,7 +81,7 @@ def write_folder(name: str, weights: str | Path, out: str | Path) -> dict[str, A
     card = CARD.format(
         name=name,
         family=info.family,
-        num_params=sum(int(leaf.size) for leaf in _leaves(matcher.variables)),
+        num_params=sum(int(leaf.size) for leaf in jax.tree.leaves(matcher.variables)),
         version=__version__,
         source=info.weights_source,
         licence=known or "other",
@@ -95,7 +97,3 @@ def write_folder(name: str, weights: str | Path, out: str | Path) -> dict[str, A
     write_atomic(out / "config.json", lambda file: file.write(text.encode()))
     write_atomic(out / "README.md", lambda file: file.write(card.encode()))
     return config
-
-
-def _leaves(node: Any) -> list[Any]:
-    return [leaf for value in node.values() for leaf in _leaves(value)] if isinstance(node, dict) else [node]

@@ -21,13 +21,10 @@ CHIPS = {  # generation: HBM GiB, bfloat16 TFLOP/s, HBM GB/s, per chip (cloud.go
     "v6e": (32, 918, 1640),
 }
 PEAKS = {  # `device_kind`: bfloat16 TFLOP/s of what JAX calls a device (NVIDIA: data sheets, dense)
-    "TPU v4": 275,
-    "TPU v5 lite": 197,
-    "TPU v5e": 197,
-    "TPU v5": 459,
-    "TPU v5p": 459,
-    "TPU v6 lite": 918,
-    "TPU v6e": 918,
+    "TPU v4": CHIPS["v4"][1],
+    **dict.fromkeys(("TPU v5 lite", "TPU v5e"), CHIPS["v5e"][1]),
+    **dict.fromkeys(("TPU v5", "TPU v5p"), CHIPS["v5p"][1]),
+    **dict.fromkeys(("TPU v6 lite", "TPU v6e"), CHIPS["v6e"][1]),
     "NVIDIA A100-SXM4-40GB": 312,
     "NVIDIA A100-SXM4-80GB": 312,
     "NVIDIA H100 80GB HBM3": 989,

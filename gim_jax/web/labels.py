@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gim_jax import image, report
+from gim_jax import image, report, viz
 from gim_jax.data import records
 from gim_jax.data.tfrecord import TFRecordSource
 from gim_jax.web import pair
@@ -32,12 +32,9 @@ class LabelSet:
     """
 
     def __init__(self, folder: str | Path):
-        folder = Path(folder)
-        self.folder = folder / "labels" if (folder / "labels").is_dir() else folder
-        self.rows: dict[str, dict[str, Any]] = {p.stem: report.read_json(p) for p in report.manifests(self.folder)}
-        self.failed = [line for path in sorted(self.folder.glob("failed*.json")) for line in report.read_json(path)]
-        if not self.rows and not self.failed:
-            raise ValueError(f"{folder}: no labelling results in it, expected <video>.json manifests")
+        paths, rows, self.failed = report.read_labels(folder)
+        self.folder = report.labels_folder(folder)
+        self.rows: dict[str, dict[str, Any]] = {path.stem: row for path, row in zip(paths, rows)}
 
     def pairs(self, video: str) -> list[dict[str, Any]]:
         """Return what is known of every pair of a video, by start frame."""
@@ -160,12 +157,8 @@ class LabelSet:
                 between[p["frame0"]] = p["index"]
         between[record.frame1] = None
         numbers = sorted(between)
-        numbers = [
-            numbers[i]
-            for i in np.unique(np.linspace(0, len(numbers) - 1, min(len(numbers), MAX_THUMBNAILS)).astype(int))
-        ]
         figures = []
-        for number in numbers:
+        for number in (numbers[i] for i in viz.spread(len(numbers), MAX_THUMBNAILS)):
             index = between[number]
             data = record.image1 if number == record.frame1 else record.image0
             if index is not None:
@@ -173,7 +166,7 @@ class LabelSet:
             rgb = image.decode_image(data, f"frame {number}")
             small = image.resize(rgb, (max(round(96 * rgb.shape[1] / rgb.shape[0]), 1), 96))
             figures.append(
-                f'<figure><img src="{pair.data_uri(small, 80)}" alt="frame {number}">'
+                f'<figure><img src="{viz.data_uri(small, 80)}" alt="frame {number}">'
                 f"<figcaption>frame {number}</figcaption></figure>"
             )
         return f'<div class="gim-strip">{"".join(figures)}</div>'

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gim_jax import viz
+from gim_jax import geometry, viz
 from gim_jax.image import read_image, resize, size_of, target_size
 from gim_jax.matchers import Matcher
 from gim_jax.tasks import load_extra, panorama
@@ -68,9 +68,8 @@ def _panorama(images: list[np.ndarray], H: np.ndarray) -> tuple[np.ndarray, np.n
     small, scalings = [], []
     for rgb in images:
         size = target_size(size_of(rgb), long_side=PICTURE, upscale=False)
-        x, y = np.divide(size, size_of(rgb))
         small.append(resize(rgb, size))
-        scalings.append(np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]]))  # pixel centres at integers
+        scalings.append(geometry.scaling_homography(np.divide(size, size_of(rgb))))
     return panorama.panorama(*small, scalings[1] @ H @ np.linalg.inv(scalings[0]), MAX_CANVAS)
 
 

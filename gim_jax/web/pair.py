@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 from pathlib import Path
@@ -15,12 +14,8 @@ from gim_jax import image, viz
 SCRIPT, STYLE = ((Path(__file__).parent / name).read_text() for name in ("pair.js", "pair.css"))
 HEIGHT = 540  # units of the picture; both images are so high
 GAP = 8
+QUALITY = 88  # of the JPEGs
 MAX_POINTS = 5000  # of the matches that the pointer finds
-
-
-def data_uri(rgb: np.ndarray, quality: int = 88) -> str:
-    """Return an image [H, W, 3] uint8 as the address of a JPEG that holds it."""
-    return "data:image/jpeg;base64," + base64.b64encode(image.encode_jpeg(rgb, quality)).decode()
 
 
 def draw(
@@ -47,18 +42,20 @@ def draw(
         picture, factor = viz.fit_height(rgb, HEIGHT)
         width = picture.shape[1]
         views.append({"left": left, "factor": factor.tolist(), "size": list(image.size_of(rgb))})
-        parts.append(f'<image x="{left}" y="0" width="{width}" height="{HEIGHT}" href="{data_uri(picture)}"/>')
+        parts.append(
+            f'<image x="{left}" y="0" width="{width}" height="{HEIGHT}" href="{viz.data_uri(picture, QUALITY)}"/>'
+        )
         left += width + GAP
     ends = [to_picture(points, view) for points, view in zip((kpts0, kpts1), views)]
     colors = viz.confidence_colors(np.asarray(conf, np.float64))
-    for index in spread(len(kpts0), viz.MAX_LINES):
+    for index in viz.spread(len(kpts0), viz.MAX_LINES):
         (x0, y0), (x1, y1) = ends[0][index], ends[1][index]
         color = "#" + bytes(colors[index]).hex()
         parts.append(f'<line class="match" x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}" stroke="{color}"/>')
     parts += [f'<line class="{name}" hidden=""/>' for name in ("epipolar", "nearest")]
     parts += [f'<circle class="{name}" r="6" hidden=""/>' for name in ("cursor", "mark side0", "mark side1")]
     parts.append('<path class="mapped" d="M-8 0H8M0-8V8" hidden=""/>')
-    chosen = spread(len(kpts0), MAX_POINTS)
+    chosen = viz.spread(len(kpts0), MAX_POINTS)
     about = {
         "height": HEIGHT,
         "views": views,
@@ -86,8 +83,3 @@ def table(heading: list[str], rows: list[list[Any]], text_columns: tuple[int, ..
         return f"<tr>{inside}</tr>"
 
     return f'<table class="gim-table">{line(heading, "th")}{"".join(line(row, "td") for row in rows)}</table>'
-
-
-def spread(num: int, limit: int) -> np.ndarray:
-    """Return at most `limit` indices, evenly spread over `num`."""
-    return np.unique(np.linspace(0, num - 1, min(num, limit)).astype(int)) if num else np.zeros(0, int)
