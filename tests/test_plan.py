@@ -1,5 +1,6 @@
 """The planner: what it counts, against figures by hand; with the TPU compiler where it is installed."""
 
+import csv
 import importlib.util
 
 import jax
@@ -96,7 +97,6 @@ def test_tiny_step_is_planned_for_a_slice(tmp_path, capsys):
     assert main(argv) == 0
     printed = capsys.readouterr().out
     assert "v5e:2x2" in printed and "yes" in printed
-    header, row = (tmp_path / "plan.csv").read_text().splitlines()
-    values = dict(zip(header.split(","), row.split(",")))
+    (values,) = csv.DictReader((tmp_path / "plan.csv").read_text().splitlines())
     assert values["chips"] == "4" and 0 < float(values["hbm_gib"]) < 16 and float(values["tflop"]) > 0
     assert (tmp_path / "plan.png").read_bytes()[:4] == b"\x89PNG"
