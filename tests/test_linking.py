@@ -45,6 +45,8 @@ CASES = {
         np.stack([RNG.uniform(0, WIDTH, 800), np.full(800, 9.99)], 1),
         np.stack([RNG.uniform(0, WIDTH, 800), np.full(800, 10.01)], 1),
     ),
+    "around the grid's last column": tuple(points / [16, 0.1] + [2046, 0] for points in noisy_copies(300, 0.05)),
+    "beyond the grid": tuple(points + [10_000, 30_000] for points in noisy_copies(300, 0.5)),
     "ties left and right": (np.array([[5.0, 5.0]]), np.array([[5.5, 5.0], [4.5, 5.0], [5.0, 5.5]])),
     "empty first": (np.zeros((0, 2)), LATTICE[:5]),
     "empty second": (LATTICE[:5], np.zeros((0, 2))),

@@ -3,8 +3,10 @@
 Rule: A->B and B->C are linked where their two points in B are nearest to each other, both ways, and strictly closer
 than the radius; ties go to the lower index. So the result is one-to-one.
 
-Points are sorted into strips one radius high, and each query walks through the strips above, at and below it: exact
-for any crowd of points, static in shape, and the length of the walk follows the most crowded strip.
+Points are sorted by the cell of a grid that they lie in, row by row, so that the circle around a query is a run of
+sorted points in each of the two rows it can touch: exact for any crowd of points, static in shape, and the walk along
+the runs is as long as the most crowded one. Cell and index share one 32-bit word, whose sort costs a fifth of an
+argsort.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 RADIUS_PX = 1.0  # GIM section 3.1: "less than 1 pixel"
+CELL = (2, 4)  # width and height in radii; fewer of the points beside a run the smaller, more distant frames the larger
+X_BITS = 10  # 2048 px at a radius of 1; points beyond the grid share its last cells: slower, not wrong
 _NOBODY = np.int32(2**30)
+_LAST = np.uint32(2**32 - 1)
 
 
 def nearest(query, query_mask, points, points_mask, radius_px: float = RADIUS_PX):
@@ -24,32 +29,53 @@ def nearest(query, query_mask, points, points_mask, radius_px: float = RADIUS_PX
 
     Args:
       query: [N, 2] float32 px; query_mask: [N] bool.
-      points: [M, 2] float32 px; points_mask: [M] bool.
+      points: [M, 2] float32 px; points_mask: [M] bool; M at most 2**20.
 
     Returns:
       [N] int32 index into `points`, -1 where there is none.
     """
-    strip = jnp.where(points_mask, jnp.floor(points[:, 1] / radius_px), _NOBODY).astype(jnp.int32)
-    order = jnp.argsort(strip, stable=True).astype(jnp.int32)
-    strip, points = strip[order], points[order]
-    query_strip = jnp.floor(query[:, 1] / radius_px).astype(jnp.int32)
-    first = jnp.searchsorted(strip, query_strip - 1, side="left")
-    last = jnp.where(query_mask, jnp.searchsorted(strip, query_strip + 1, side="right"), first)
+    num = len(points)
+    bits = max(num - 1, 1).bit_length()
+    words = _cell(points, radius_px, bits) | jnp.arange(num, dtype=jnp.uint32)
+    words = jnp.sort(jnp.where(points_mask, words, _LAST))
+    points = points[jnp.minimum(words & ((1 << bits) - 1), num - 1)]
+
+    left_top = _cell(query - radius_px, radius_px, bits)
+    right_top = _cell(query + jnp.asarray([radius_px, -radius_px]), radius_px, bits)
+    left_bottom = _cell(query + jnp.asarray([-radius_px, radius_px]), radius_px, bits)
+    right_bottom = _cell(query + radius_px, radius_px, bits)
+    start = jnp.stack([left_top, left_bottom])
+    end = jnp.stack([right_top, right_bottom]) | ((1 << bits) - 1)
+    walked = jnp.stack([query_mask, query_mask & (left_top != left_bottom)])
+    first = jnp.where(walked, jnp.searchsorted(words, start.ravel()).reshape(start.shape), num)
 
     def step(carry):
-        k, best_d2, best = carry
-        at = jnp.minimum(first + k, len(points) - 1)
+        k, _, best_d2, best = carry
+        at = jnp.minimum(first + k, num - 1)
+        word = words[at]
+        on_run = (first + k < num) & (word <= end)
         offset = points[at] - query
-        d2 = offset[:, 0] * offset[:, 0] + offset[:, 1] * offset[:, 1]
-        index = order[at]
-        closer = (d2 < best_d2) | ((d2 == best_d2) & (index < best))
-        closer &= (first + k < last) & (d2 < radius_px * radius_px)
-        return k + 1, jnp.where(closer, d2, best_d2), jnp.where(closer, index, best)
+        d2 = offset[..., 0] * offset[..., 0] + offset[..., 1] * offset[..., 1]
+        index = (word & ((1 << bits) - 1)).astype(jnp.int32)
+        for row in range(2):
+            closer = (d2[row] < best_d2) | ((d2[row] == best_d2) & (index[row] < best))
+            closer &= on_run[row] & (d2[row] < radius_px * radius_px)
+            best_d2, best = jnp.where(closer, d2[row], best_d2), jnp.where(closer, index[row], best)
+        return k + 1, on_run.any(), best_d2, best
 
-    length = jnp.max(last - first, initial=0)
-    start = (jnp.int32(0), jnp.full(len(query), jnp.inf, jnp.float32), jnp.full(len(query), _NOBODY))
-    _, _, best = jax.lax.while_loop(lambda carry: carry[0] < length, step, start)
+    start = (jnp.int32(0), jnp.bool_(True), jnp.full(len(query), jnp.inf, jnp.float32), jnp.full(len(query), _NOBODY))
+    *_, best = jax.lax.while_loop(lambda carry: carry[1], step, start)
     return jnp.where(best == _NOBODY, -1, best)
+
+
+def _cell(xy, radius_px: float, bits: int):
+    """[..., 2] px -> [...] uint32: cell in the order of rows, above `bits` bits; its last row is no point's."""
+    last = 2**X_BITS - 1, 2 ** (32 - X_BITS - bits) - 2
+    x, y = (
+        jnp.clip(xy[..., i] / (CELL[i] * radius_px), 0, last[i]).astype(jnp.uint32)  # cut off, so rounded down
+        for i in range(2)
+    )
+    return ((y << X_BITS) | x) << bits
 
 
 def mutual_nearest(points0, mask0, points1, mask1, radius_px: float = RADIUS_PX):
