@@ -19,6 +19,7 @@ from gim_jax.models.backbones import BatchNorm, ResNet50
 from gim_jax.ops.correlation import local_correlation
 from gim_jax.ops.depthwise import depthwise_conv
 from gim_jax.ops.gaussian_process import posterior_mean
+from gim_jax.ops.pairing import join, part
 from gim_jax.ops.resize import resize
 from gim_jax.ops.sampling import grid_sample
 
@@ -350,9 +351,8 @@ class DKM(nn.Module):
         self.decoder = Decoder(self.config)
 
     def __call__(self, image0, image1, train: bool = False) -> Predictions:
-        batch = image0.shape[0]
-        maps = self.encoder(jnp.concatenate([image0, image1]), train)
-        maps0, maps1 = {s: x[:batch] for s, x in maps.items()}, {s: x[batch:] for s, x in maps.items()}
+        maps = {stride: part(x) for stride, x in self.encoder(join(image0, image1), train).items()}
+        maps0, maps1 = ({stride: both[i] for stride, both in maps.items()} for i in (0, 1))
         return self.decoder(maps0, maps1, {s: x[:1] for s, x in maps1.items()}, train)
 
     def encode(self, images) -> Maps:

@@ -17,6 +17,7 @@ from jax import numpy as jnp
 
 from gim_jax.models.backbones import ResNetFPN
 from gim_jax.ops import assignment, attention
+from gim_jax.ops.pairing import join, part
 from gim_jax.ops.precision import at_least_float32
 from gim_jax.ops.sampling import gather_windows
 
@@ -135,9 +136,9 @@ class LocalFeatureTransformer(nn.Module):
     def __call__(self, x0, x1, mask0=None, mask1=None):
         for layer, kind in zip(self.layers, self.kinds):
             if kind == "self" and x0.shape == x1.shape and (mask0 is None) == (mask1 is None):
-                both = jnp.concatenate([x0, x1])
-                mask = None if mask0 is None else jnp.concatenate([mask0, mask1])
-                x0, x1 = jnp.split(layer(both, both, mask, mask), 2)
+                both = join(x0, x1)
+                mask = None if mask0 is None else join(mask0, mask1)
+                x0, x1 = part(layer(both, both, mask, mask))
             elif kind == "self":
                 x0, x1 = layer(x0, x0, mask0, mask0), layer(x1, x1, mask1, mask1)
             else:  # one after the other: image 1 sees the new tokens of image 0
@@ -204,8 +205,8 @@ class LoFTR(nn.Module):
           coarse0, coarse1 [B, H/8, W/8, C3], fine0, fine1 [B, H/2, W/2, C1].
         """
         if image0.shape == image1.shape:
-            coarse, fine = self.backbone(jnp.concatenate([image0, image1]), train)
-            (coarse0, coarse1), (fine0, fine1) = jnp.split(coarse, 2), jnp.split(fine, 2)
+            coarse, fine = self.backbone(join(image0, image1), train)
+            (coarse0, coarse1), (fine0, fine1) = part(coarse), part(fine)
         else:
             coarse0, fine0 = self.backbone(image0, train)
             coarse1, fine1 = self.backbone(image1, train)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gim_jax.ops.pairing import join, part
+
 CELL = 8  # px; masks of images are given in cells of this size
 
 
@@ -40,9 +42,8 @@ def as_one_batch(function, *pairs):
     shapes0, shapes1 = (jax.tree.map(jnp.shape, arrays) for arrays in (first, second))
     if shapes0 != shapes1:
         return function(*first), function(*second)
-    both = function(*jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second))
-    batch = len(jax.tree.leaves(first)[0])
-    return jax.tree.map(lambda x: x[:batch], both), jax.tree.map(lambda x: x[batch:], both)
+    both = function(*jax.tree.map(join, first, second))
+    return jax.tree.map(lambda x: part(x)[0], both), jax.tree.map(lambda x: part(x)[1], both)
 
 
 class Pipeline(nn.Module):
