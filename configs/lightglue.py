@@ -55,6 +55,7 @@ def get_config(argument: str = ""):
         config.batch_size = 128
         config.data.update(size=(640, 480), max_matches=512)
         config.data.augment.update(perspective_prob=1.0, corner_jitter=0.35, rotation_deg=45.0, dark_prob=0.95)
+        config.objective.negative_px = 3.0
         config.optim.clip_norm = 0.0
     elif argument == "tiny":
         use_model(config, "gim_lightglue", num_layers=3)
@@ -62,6 +63,6 @@ def get_config(argument: str = ""):
     elif argument == "megadepth":
         config.batch_size = 32
         config.data.sampling.update(per_scene=300, num_bins=3, min_overlap=0.1, max_overlap=0.7)
-        config.data.augment.update(rescale_prob=0.0, dark_prob=0.0, perspective_prob=0.0)
+        config.data.augment.enabled = False  # the longest side to 1024, padded
         config.optim.clip_norm = 0.0
     return config

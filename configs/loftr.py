@@ -37,13 +37,14 @@ def get_config(argument: str = ""):
         )  # the fix: right for training from scratch
         config.num_steps = 30 * OUTDOOR_EPOCH
         config.data.sampling.update(per_scene=100, min_overlap=0.1, max_overlap=0.7)
-        config.data.augment.update(rescale_prob=0.0, dark_prob=0.0, perspective_prob=0.0)  # the original has none
+        config.data.augment.enabled = False  # the original has none: the longest side to 840, padded
         config.optim.update(lr=8e-3, lr_scaling="linear", min_lr=0.0, warmup_steps=1875, decay="steps")
         config.optim.decay_at = tuple(epoch * OUTDOOR_EPOCH for epoch in (8, 12, 16, 20, 24))
     elif argument == "gim":
         use_model(config, "gim_loftr", temp_bug_fix=True, remat=True, dtype="bfloat16")
         config.num_steps = 10 * GIM_EPOCH
         config.data.update(channels=3)
+        config.data.augment_of.scannet = dict(rescale_prob=0.8, dark_prob=0.0)  # its LoFTR rescales more of these
         config.data.sampling.update(epoch=938_240, power=0.75, max_overlap=0.7)
         config.objective.negatives = False
         config.optim.update(warmup_steps=GIM_EPOCH, lr_multipliers=(("encode", 0.1),))

@@ -163,6 +163,16 @@ def test_image_1_really_zooms_in_and_the_anchor_stays():
     assert max(zooms) > 1.3 and min(zooms) >= 0.97
 
 
+def test_released_limit_of_the_zoom_turns_its_range_around():
+    # A factor drawn from 1.0 "up" to 0.5: the box is half as large as the coordinates of labels in the video.
+    settings = Augment(rescale_prob=1.0)
+    zooms = []
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        zooms.append(draw_geometry(rng, (640, 512), BOX, np.ones(2), (1.0, 1.4), settings, False, 0.5).resized[0])
+    assert BOX[0] / 2 - 8 <= min(zooms) < 0.6 * BOX[0] and 0.9 * BOX[0] < max(zooms) <= BOX[0]
+
+
 def test_duplicate_correspondences_count_once():
     record = make_record(num_matches=40)
     doubled = make_record(num_matches=80, correspondences=np.repeat(record.correspondences, 2, axis=0))

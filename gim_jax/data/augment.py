@@ -45,8 +45,8 @@ class Augment:
       rotation_deg: the warp also rotates by up to this angle, either way.
       max_tries: draws of the geometry before a pair is given up.
       rescale_posed: range of `rescale0` and `rescale1` for pairs with depth (GIM).
-      zoom_in: False keeps image 1 of a video pair as small as the released code does, which takes the largest label
-        coordinate for the size of the image.
+      zoom_in: False draws the factor of image 1 of a video pair as the released code does, up to box / largest label
+        coordinate, which it takes in pixels of the video: a frame larger than the box is never enlarged.
       subset: of too many correspondences keep a "random" subset or the "leftmost" ones (released, sparse matchers).
     """
 
@@ -158,14 +158,14 @@ def draw_geometry(
     limit: float = np.inf,
 ) -> Geometry:
     """Draw how an image of `size` gets into a box so that the point `anchor` (px of the image) stays in the crop;
-    `limit`: of the scale."""
+    `limit`: of the range that the rescaling factor is drawn from."""
     ratios = np.divide(box, size)
     scale = 1.0
     if ratios.min() < 1:  # larger than the box
         scale = float(rng.choice(ratios) if settings.enabled else ratios.min())
     if settings.enabled and rng.random() < settings.rescale_prob:
-        scale *= rng.uniform(*rescale) * max(float(ratios.min()), 1.0)
-    scale = min(scale, limit)
+        low, high = np.multiply(rescale, max(float(ratios.min()), 1.0))
+        scale *= low + (min(high, limit) - low) * rng.random()
     resized = tuple(int(max(n * scale // CELL, 1)) * CELL for n in size)
     start = []
     for point, n, extent, limit in zip(anchor, size, resized, box):

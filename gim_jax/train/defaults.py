@@ -42,8 +42,7 @@ def defaults() -> ConfigDict:
                 depth=False,  # True: posed pairs are supervised by their depth, else by points drawn through it
                 sampling=dataclasses.asdict(Sampling()),
                 augment=dataclasses.asdict(Augment()),
-                # gim rescales more of ScanNet's pairs and darkens none
-                augment_of=dict(scannet=dict(rescale_prob=0.8, dark_prob=0.0)),
+                augment_of=dict(scannet=dict(dark_prob=0.0)),  # gim darkens none of ScanNet's pairs
             ),
             eval=dict(
                 records="",  # the objective without training, on the first batches
