@@ -309,11 +309,11 @@ def test_cosine_schedule_ends_at_the_minimum_and_is_half_way_in_the_middle():
 
 
 def test_stepped_learning_rate_follows_loftrs_recipe():
-    # TRUE_LR = 8e-3 * batch / 64; linear from a tenth of it; halved at every boundary.
-    changes = dict(optim__decay="steps", optim__lr=8e-3, optim__warmup_steps=10, optim__decay_at=(40, 60))
+    # TRUE_LR = 8e-3 * batch / 64; linear from a tenth of it for 10 / (batch / 64) steps; halved at every boundary.
+    changes = dict(optim__decay="steps", optim__lr=8e-3, optim__warmup_steps=10, optim__decay_at=(60, 80))
     optim = stand_in.make_config("x", optim__lr_scaling="linear", **changes).optim
     schedule = state.make_schedule(optim, 100, 16)
-    expected = {0: 2e-4, 5: 1.1e-3, 10: 2e-3, 39: 2e-3, 41: 1e-3, 61: 5e-4, 99: 5e-4}
+    expected = {0: 2e-4, 20: 1.1e-3, 40: 2e-3, 59: 2e-3, 61: 1e-3, 81: 5e-4, 99: 5e-4}
     np.testing.assert_allclose([schedule(s) for s in expected], list(expected.values()), rtol=1e-5)
 
 

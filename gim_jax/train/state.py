@@ -46,17 +46,17 @@ def make_schedule(optim: Any, num_steps: int, batch_size: int) -> optax.Schedule
     """Make the learning rate: linear warm-up from `warmup_ratio * lr`, then decay to `min_lr` at `num_steps`.
 
     Step s < warm-up: lr (r + (1 - r) s / warm-up), then linear in s, as in gim's trainer, half a cosine, or times
-    `decay_rate` at every step of `decay_at`. With `lr_scaling` all of it is times (batch_size / canonical_batch), as
-    LoFTR has it, or its square root.
+    `decay_rate` at every step of `decay_at`. With `lr_scaling` all of it is times (batch_size / canonical_batch) or its
+    square root; with the former, LoFTR's rule, the warm-up is as many times shorter.
     """
-    warmup = optim.warmup_steps
-    if not 0 <= warmup < num_steps:
-        raise ValueError(f"optim.warmup_steps: found {warmup}, expected 0 to {num_steps - 1} (num_steps - 1)")
     scalings = {"none": 1.0, "linear": batch_size / optim.canonical_batch}
     scalings["sqrt"] = scalings["linear"] ** 0.5
     if optim.lr_scaling not in scalings:
         raise ValueError(f"optim.lr_scaling: found {optim.lr_scaling!r}, expected one of {', '.join(scalings)}")
     lr, min_lr = (value * scalings[optim.lr_scaling] for value in (optim.lr, optim.min_lr))
+    warmup = int(optim.warmup_steps / (scalings["linear"] if optim.lr_scaling == "linear" else 1))
+    if not 0 <= warmup < num_steps:
+        raise ValueError(f"optim.warmup_steps: found {warmup}, expected 0 to {num_steps - 1} (num_steps - 1)")
     at = {max(step - warmup, 0): optim.decay_rate for step in optim.decay_at}
     decays = {
         "linear": optax.linear_schedule(lr, min_lr, num_steps - warmup),
