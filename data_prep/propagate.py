@@ -91,14 +91,17 @@ def propagate(
     Returns:
       The kept labels, one level per interval from the shortest on.
     """
+    num_starts = len(base[min(base)].mask)
+    rows = _capacity(num_starts, 128)
+    base = {step: _pad(direct, rows, direct.mask.shape[1]) for step, direct in base.items()}
     level = _drop_small(base[min(base)], min_matches)
     longest = max((step for step, direct in base.items() if direct.mask.any()), default=0)
     kept = [level]
-    while 2 * level.step < min(len(level.mask), MAX_STEP + 1) and (level.mask.any() or longest > level.step):
+    while 2 * level.step < min(num_starts, MAX_STEP + 1) and (level.mask.any() or longest > level.step):
         level = _round(level, base.get(2 * level.step), radius_px, rule)
         level = _drop_small(level, min_matches)
         kept.append(level)
-    return [level for level in kept if level.mask.any()]
+    return [first_starts(level, num_starts) for level in kept if level.mask.any()]
 
 
 def first_starts(level: Level, num: int) -> Level:
@@ -114,7 +117,9 @@ def join_windows(windows: list[tuple[int, list[Level]]]) -> list[Level]:
         width = max(level.mask.shape[1] for _, level in parts if level is not None)
         like = first_starts(next(level for _, level in parts if level is not None), 0)
         padded = [_pad(like if level is None else level, num, width) for num, level in parts]
-        joined.append(Level(step, **{name: np.concatenate([part[name] for part in padded]) for name in FIELDS}))
+        joined.append(
+            Level(step, **{name: np.concatenate([getattr(part, name) for part in padded]) for name in FIELDS})
+        )
     return joined
 
 
@@ -123,17 +128,16 @@ def _drop_small(level: Level, min_matches: int) -> Level:
 
 
 def _round(level: Level, direct: Level | None, radius_px: float, rule: str) -> Level:
-    num_starts = len(level.mask)
-    rows = _capacity(num_starts, 128)
     width = max(level.mask.shape[1], direct.mask.shape[1] if direct else 0)
-    linked = _linked_jit(_shard(_pad(level, rows, width)), jnp.int32(level.step), radius_px=radius_px, rule=rule)
+    linked = _linked_jit(_shard(level, width), jnp.int32(level.step), radius_px=radius_px, rule=rule)
     if rule == "local":
-        linked = _shard(_carried(level, {name: np.asarray(value) for name, value in linked.items()}, radius_px))
+        linked = {name: np.array(value) for name, value in linked.items()}
+        linked = _shard(Level(2 * level.step, **_carried(level, linked, radius_px)), width)
     if direct is None:
         fields = _compacted_jit(linked)
     else:
-        fields = _merged_jit(linked, _shard(_pad(direct, rows, width)), radius_px=radius_px)
-    fields = {name: np.asarray(value)[:num_starts] for name, value in fields.items()}
+        fields = _merged_jit(linked, _shard(direct, width), radius_px=radius_px)
+    fields = {name: np.asarray(value) for name, value in fields.items()}
     width = _capacity(fields["mask"].sum(1).max(initial=0), 1024)
     return Level(2 * level.step, **{name: value[:, :width] for name, value in fields.items()})
 
@@ -163,7 +167,6 @@ def _linked_jit(level: dict, step, radius_px: float, rule: str) -> dict:
 
 def _carried(level: Level, linked: dict[str, np.ndarray], radius_px: float) -> dict[str, np.ndarray]:
     """Add to links where labels meet those that the local motion of the labels around makes."""
-    linked = {name: np.array(value) for name, value in linked.items()}
     for start in np.flatnonzero(level.mask.any(1)).tolist():
         if start + level.step >= len(level.mask) or not level.mask[start + level.step].any():
             continue
@@ -204,21 +207,24 @@ def _compacted_jit(fields: dict) -> dict:
     return fields | {"mask": jnp.arange(mask.shape[1]) < mask.sum(1, keepdims=True)}
 
 
-def _pad(level: Level, rows: int, width: int) -> dict[str, np.ndarray]:
-    fields = {name: getattr(level, name) for name in FIELDS}
+def _pad(level: Level, rows: int, width: int) -> Level:
     more = (rows - len(level.mask), width - level.mask.shape[1])
-    return {
-        name: np.pad(value, [(0, more[0]), (0, more[1])] + [(0, 0)] * (value.ndim - 2))
-        for name, value in fields.items()
-    }
+    if more == (0, 0):
+        return level
+
+    def padded(value: np.ndarray) -> np.ndarray:
+        return np.pad(value, [(0, more[0]), (0, more[1])] + [(0, 0)] * (value.ndim - 2))
+
+    return replace(level, **{name: padded(getattr(level, name)) for name in FIELDS})
 
 
-def _shard(fields: dict[str, np.ndarray]) -> dict:
-    """Split the pairs over the local devices, where each gets a fair number."""
-    devices, rows = jax.local_devices(), len(fields["mask"])
+def _shard(level: Level, width: int) -> dict:
+    """Split the pairs, of `width` labels each, over the local devices, where each gets a fair number."""
+    devices, rows = jax.local_devices(), len(level.mask)
     num = next(n for n in range(len(devices), 0, -1) if n == 1 or (rows % n == 0 and rows // n >= MIN_PAIRS_PER_DEVICE))
     mesh = jax.make_mesh((num,), ("data",), devices=devices[:num], axis_types=(AxisType.Auto,))
-    return jax.device_put(fields, NamedSharding(mesh, PartitionSpec("data")))
+    level = _pad(level, rows, width)
+    return jax.device_put({name: getattr(level, name) for name in FIELDS}, NamedSharding(mesh, PartitionSpec("data")))
 
 
 def _capacity(num: int, step: int) -> int:
