@@ -229,3 +229,17 @@ def test_full_size_shapes():
         "conf": (4, 2048),
         "mask": (4, 2048),
     }
+
+
+def test_layer_starts_as_in_pytorch():
+    # Linear layers from U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)), the four of the attention as copies, no last bias.
+    module = superglue.Layer(SuperGlueConfig(dim=16))
+    x = jnp.ones((1, 2, 16))
+    params = jax.jit(module.init, static_argnums=5)(jax.random.key(0), x, x, None, None, False)["params"]
+    attention = [params["attn"][name] for name in ("proj_0", "proj_1", "proj_2", "merge")]
+    for part in attention:
+        jax.tree.map(np.testing.assert_array_equal, part, attention[0])
+    for kernel, fan_in in ((attention[0]["kernel"], 16), (params["mlp_0"]["kernel"], 32)):
+        assert 0.9 / fan_in**0.5 < np.abs(kernel).max() <= 1 / fan_in**0.5
+        np.testing.assert_allclose(np.std(kernel), (3 * fan_in) ** -0.5, rtol=0.1)
+    assert not params["mlp_3"]["bias"].any() and params["mlp_0"]["bias"].any()

@@ -1,4 +1,4 @@
-"""Convolutional backbones shared by the networks, with PyTorch's numerics and names.
+"""Convolutional backbones and layers shared by the networks, with PyTorch's numerics, names and initial values.
 
 Convolutions pad symmetrically by `kernel // 2` ("SAME" of XLA is lopsided at stride 2), maps are NHWC.
 """
@@ -13,6 +13,20 @@ from gim_jax.ops.precision import at_least_float32
 from gim_jax.ops.sampling import resize_align_corners
 
 kaiming = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # as LoFTR and torchvision's ResNet start
+uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(+-1 / sqrt(fan_in)), PyTorch's start
+
+
+def uniform_bias(fan_in: int):
+    """PyTorch's start of a bias."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
+
+
+def linear(features_in: int, features: int, dtype=jnp.float32, **settings) -> nn.Dense:
+    """Make a linear layer, also a 1x1 convolution: as a matrix product up to three times as fast on a CPU at odd
+    widths."""
+    return nn.Dense(
+        features, **{"dtype": dtype, "kernel_init": uniform, "bias_init": uniform_bias(features_in), **settings}
+    )
 
 
 class BatchNorm(nn.Module):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gim_jax.models import sparse
+from gim_jax.models.backbones import linear
 from gim_jax.models.disk import Disk, DiskConfig
 from gim_jax.models.sparse import as_one_batch
 from gim_jax.models.superpoint import SuperPoint, SuperPointConfig
@@ -96,10 +97,10 @@ def feed_forward(dim: int, dtype) -> list:
     """Layers that turn [x; message] into an update of x."""
     exact_gelu = lambda x: nn.gelu(x, approximate=False)  # noqa: E731
     return [
-        nn.Dense(2 * dim, dtype=dtype),
+        linear(2 * dim, 2 * dim, dtype),
         nn.LayerNorm(epsilon=LN_EPS, dtype=dtype),
         exact_gelu,
-        nn.Dense(dim, dtype=dtype),
+        linear(2 * dim, dim, dtype),
     ]
 
 
@@ -115,8 +116,8 @@ class SelfAttention(nn.Module):
 
     def setup(self):
         dim, dtype = self.config.dim, self.config.dtype
-        self.Wqkv = nn.Dense(3 * dim, dtype=dtype)
-        self.out_proj = nn.Dense(dim, dtype=dtype)
+        self.Wqkv = linear(dim, 3 * dim, dtype)
+        self.out_proj = linear(dim, dim, dtype)
         self.ffn = feed_forward(dim, dtype)
 
     def __call__(self, x, positions, mask):
@@ -132,9 +133,9 @@ class CrossAttention(nn.Module):
 
     def setup(self):
         dim, dtype = self.config.dim, self.config.dtype
-        self.to_qk = nn.Dense(dim, dtype=dtype)
-        self.to_v = nn.Dense(dim, dtype=dtype)
-        self.to_out = nn.Dense(dim, dtype=dtype)
+        self.to_qk = linear(dim, dim, dtype)
+        self.to_v = linear(dim, dim, dtype)
+        self.to_out = linear(dim, dim, dtype)
         self.ffn = feed_forward(dim, dtype)
 
     def __call__(self, x0, x1, mask0, mask1):
@@ -169,8 +170,8 @@ class Assignment(nn.Module):
     config: LightGlueConfig
 
     def setup(self):
-        self.final_proj = nn.Dense(self.config.dim, dtype=self.config.dtype)
-        self.matchability = nn.Dense(1, precision="highest")
+        self.final_proj = linear(self.config.dim, self.config.dim, self.config.dtype)
+        self.matchability = linear(self.config.dim, 1, precision="highest")
 
     def project(self, x):
         """[B, N, dim] -> projected descriptors [B, N, dim], logits of being matchable [B, N]."""
@@ -193,8 +194,10 @@ def assign(projected0, projected1, mask0, mask1):
 class TokenConfidence(nn.Module):
     """Logits [B, N] of a point's match being final."""
 
+    dim: int
+
     def setup(self):
-        self.token = [nn.Dense(1, precision="highest")]
+        self.token = [linear(self.dim, 1, precision="highest")]
 
     def __call__(self, x):
         return self.token[0](jax.lax.stop_gradient(x).astype(jnp.float32))[..., 0]
@@ -208,13 +211,13 @@ class LightGlueMatcher(nn.Module):
     def setup(self):
         config = self.config
         if config.input_dim != config.dim:
-            self.input_proj = nn.Dense(config.dim, dtype=config.dtype)
+            self.input_proj = linear(config.input_dim, config.dim, config.dtype)
         self.posenc = Positions(config)
         layer = nn.remat(Layer) if config.remat else Layer
         assignment = nn.remat(Assignment) if config.remat else Assignment
         self.transformers = [layer(config) for _ in range(config.num_layers)]
         self.log_assignment = [assignment(config) for _ in range(config.num_layers)]
-        self.token_confidence = [TokenConfidence() for _ in range(config.num_layers - 1)]
+        self.token_confidence = [TokenConfidence(config.dim) for _ in range(config.num_layers - 1)]
 
     def encode(self, features, size):
         """Descriptors [B, N, dim] and the rotations of their places; arguments as of a call."""

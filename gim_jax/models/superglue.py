@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from gim_jax.models import sparse
+from gim_jax.models.backbones import linear, uniform, uniform_bias
 from gim_jax.models.sparse import as_one_batch
 from gim_jax.models.superpoint import SuperPoint, SuperPointConfig
 from gim_jax.ops.assignment import log_optimal_transport, mutual_matches
@@ -59,10 +61,12 @@ class KeypointEncoder(nn.Module):
     config: SuperGlueConfig
 
     def setup(self):
-        layers = []
+        layers, before = [], 3
         for size in self.config.keypoint_encoder:
-            layers += [nn.Dense(size, precision="highest"), nn.BatchNorm(momentum=0.9, epsilon=1e-5), nn.relu]
-        self.encoder = [*layers, nn.Dense(self.config.dim, precision="highest")]
+            layers += [linear(before, size, precision="highest"), nn.BatchNorm(momentum=0.9, epsilon=1e-5), nn.relu]
+            before = size
+        zeros = nn.initializers.zeros
+        self.encoder = [*layers, linear(before, self.config.dim, precision="highest", bias_init=zeros)]
 
     def __call__(self, x, mask, train: bool):
         return sequence(self.encoder, x, mask, train)
@@ -85,8 +89,13 @@ class Attention(nn.Module):
 
     def setup(self):
         dim, dtype = self.config.dim, self.config.dtype
-        self.proj = [nn.Dense(dim, dtype=dtype) for _ in range(3)]
-        self.merge = nn.Dense(dim, dtype=dtype)
+        keys = jax.random.split(self.make_rng("params")) if self.is_initializing() else (None, None)
+        start = {  # one for all four, as in the official code
+            "kernel_init": lambda _, *form: uniform(keys[0], *form),
+            "bias_init": lambda _, *form: uniform_bias(dim)(keys[1], *form),
+        }
+        self.proj = [linear(dim, dim, dtype, **start) for _ in range(3)]
+        self.merge = linear(dim, dim, dtype, **start)
 
     def __call__(self, x, source, source_mask):
         dim = self.config.dim
@@ -108,10 +117,10 @@ class Layer(nn.Module):
         dim, dtype = self.config.dim, self.config.dtype
         self.attn = Attention(self.config)
         self.mlp = [
-            nn.Dense(2 * dim, dtype=dtype),
+            linear(2 * dim, 2 * dim, dtype),
             nn.BatchNorm(momentum=0.9, epsilon=1e-5, dtype=dtype),
             nn.relu,
-            nn.Dense(dim, dtype=dtype),
+            linear(2 * dim, dim, dtype, bias_init=nn.initializers.zeros),
         ]
 
     def __call__(self, x, source, mask, source_mask, train: bool):
@@ -149,7 +158,7 @@ class SuperGlueMatcher(nn.Module):
     def setup(self):
         self.kenc = KeypointEncoder(self.config)
         self.gnn = Graph(self.config)
-        self.final_proj = nn.Dense(self.config.dim, dtype=self.config.dtype)
+        self.final_proj = linear(self.config.dim, self.config.dim, self.config.dtype)
         self.bin_score = self.param("bin_score", nn.initializers.ones, ())
 
     def scores(self, features0, features1, size0, size1, train: bool = False):
