@@ -95,6 +95,26 @@ def test_pose_errors_are_those_that_were_made():
         moved[name] = new
     errors = sfm.pose_errors(moved, truth)
     assert max(max(pair) for pair in errors.values()) < 1e-6
+    for name, degrees in (("1.jpg", 2.0), ("4.jpg", 5.0)):
+        angle = np.radians(degrees)
+        tilt = np.eye(4)
+        tilt[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        moved[name] = tilt @ moved[name]  # the centre turns about the origin of the camera: it stays
+    errors = sfm.pose_errors(moved, truth)
+    np.testing.assert_allclose([errors[f"{i}.jpg"][0] for i in range(NUM)], [0, 2, 0, 0, 5, 0], atol=1e-5)
+    assert max(distance for _, distance in errors.values()) < 1e-6
+
+
+def test_rotations_are_right_although_the_centres_of_a_row_of_cameras_are_not():
+    truth = {f"{i}.jpg": np.eye(4) for i in range(5)}
+    for index, pose in enumerate(truth.values()):
+        pose[0, 3] = -index
+    moved = {name: pose.copy() for name, pose in truth.items()}
+    for index, pose in enumerate(moved.values()):  # centres up to 1 cm off the line
+        pose[1:3, 3] = 0.01 * np.array([index == 2, index % 2])
+    errors = sfm.pose_errors(moved, truth)
+    assert max(angle for angle, _ in errors.values()) < 1e-6
+    assert 0 < max(distance for _, distance in errors.values()) < 0.011
 
 
 def test_exif_orientation_is_undone(tmp_path):

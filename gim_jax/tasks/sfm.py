@@ -238,10 +238,14 @@ def align_similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, np.
 
 
 def pose_errors(poses: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
-    """Compare poses with true ones after a similarity that aligns the camera centres.
+    """Compare poses with true ones, whatever the world and the scale of each.
+
+    A rotation is compared relative to the other images': a similarity that aligns the camera centres would turn all of
+    them when the centres lie nearly on a line, and the errors be those of the alignment.
 
     Returns:
-      name -> rotation error in degrees, error of the camera centre in the units of the truth; images in both alone.
+      name -> rotation error in degrees, the median over the other images; error of the camera centre in the units of
+      the truth, after a similarity that aligns the centres; images in both alone.
 
     Raises:
       ValueError: fewer than three images in both.
@@ -251,13 +255,12 @@ def pose_errors(poses: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> d
         raise ValueError(f"found {len(names)} images with both poses, expected three or more to align them")
     centers = [np.stack([geometry.invert_pose(p[name])[:3, 3] for name in names]) for p in (poses, truth)]
     scale, R, t = align_similarity(*centers)
-    moved = centers[0] @ (scale * R).T + t
-    errors = {}
-    for index, name in enumerate(names):
-        turn = poses[name][:3, :3] @ R.T @ truth[name][:3, :3].T
-        angle = 2 * np.arcsin(min(np.linalg.norm(turn - np.eye(3)) / np.sqrt(8), 1.0))
-        errors[name] = float(np.degrees(angle)), float(np.linalg.norm(moved[index] - centers[1][index]))
-    return errors
+    offsets = np.linalg.norm(centers[0] @ (scale * R).T + t - centers[1], axis=1)
+    turns = np.stack([truth[name][:3, :3].T @ poses[name][:3, :3] for name in names])  # world to world: equal if right
+    chords = np.linalg.norm(turns[:, None] - turns, axis=(2, 3))
+    angles = np.degrees(2 * np.arcsin(np.minimum(chords / np.sqrt(8), 1)))
+    others = angles[~np.eye(len(names), dtype=bool)].reshape(len(names), -1)
+    return {name: (float(np.median(row)), float(d)) for name, row, d in zip(names, others, offsets)}
 
 
 def statistics(models: Sequence[Any], num_images: int) -> dict[str, Any]:
