@@ -82,7 +82,7 @@ STRAIGHTFORWARD = (
 def hbm(model: str, form: str, batch: int, chip: str) -> dict:
     """Compile one form at one batch size, for one chip."""
     plain, dtype = FORMS[form]
-    remat = "False" if plain else "True"
+    remat = "none" if plain else "all"
     config = load_config(EXPERIMENTS[model], [f"--config.model.dtype={dtype}", f"--config.model.remat={remat}"])
     config.optim.accumulate = 1
     mesh = sharding.make_mesh(1, slice_of(f"{chip}:2x2" if chip in ("v5e", "v6e") else f"{chip}:2x2x1", 1).devices[0])

@@ -31,7 +31,7 @@ def get_config(argument: str = ""):
     config.data.update(depth=True)
     config.optim.update(weight_decay=0.01)
     if argument == "outdoor":
-        use_model(config, "dkm_outdoor", remat=True, dtype="bfloat16")
+        use_model(config, "dkm_outdoor", remat="all", dtype="bfloat16")
         config.num_steps, config.batch_size = 250_000, 32
         config.data.update(size=(720, 544))
         config.data.sampling.update(epoch=938_240, power=0.75, min_overlap=0.01)
@@ -39,7 +39,7 @@ def get_config(argument: str = ""):
         config.optim.update(lr=4e-4, decay="steps", decay_at=(166_666, 225_000), decay_rate=0.2, clip_norm=0.0)
         config.optim.lr_multipliers = (("^encoder/", 0.05),)
     elif argument == "gim":
-        use_model(config, "gim_dkm", remat=True, dtype="bfloat16")
+        use_model(config, "gim_dkm", remat="all", dtype="bfloat16")
         config.num_steps, config.batch_size = 10 * GIM_EPOCH, 128
         config.optim.accumulate = 4
         config.data.update(size=(896, 672))

@@ -37,7 +37,7 @@ def get_config(argument: str = ""):
         )
     config = defaults()
     disk = argument == "disk"
-    use_model(config, "lightglue_disk" if disk else "gim_lightglue", remat=True, dtype="bfloat16")
+    use_model(config, "lightglue_disk" if disk else "gim_lightglue", remat="all", dtype="bfloat16")
     config.data.update(size=(1024, 1024), channels=3 if disk else 1, depth=not disk)
     config.optim.update(lr_multipliers=(("^extractor/", 0.0),), decay="steps", decay_rate=TENTH_ROOT)
     epoch, first, last = {

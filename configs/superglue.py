@@ -32,7 +32,7 @@ def get_config(argument: str = ""):
     config = load_config(f"configs/lightglue.py:{'gim' if argument in ('tiny', 'open') else argument}")
     with config.unlocked():
         name = "gim_superglue" if argument == "gim" else "superglue_open"
-        use_model(config, name, remat=True, sinkhorn_iters=100, dtype="bfloat16")
+        use_model(config, name, remat="all", sinkhorn_iters=100, dtype="bfloat16")
         if argument == "tiny":
             use_model(config, name, num_layers=4, sinkhorn_iters=20)
             shrink(config, (160, 120), 300)

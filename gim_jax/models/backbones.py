@@ -62,6 +62,27 @@ class BatchNorm(nn.Module):
         return ((x - mean) * factor + bias).astype(x.dtype)
 
 
+RECOMPUTED = {  # `remat` of a network: what the backward pass stores of a block beside its input
+    "none": None,
+    "all": jax.checkpoint_policies.nothing_saveable,
+    "cheap": lambda primitive, *_, **__: primitive.name in ("conv_general_dilated", "dot_general"),
+}
+
+
+def recomputed(block: type[nn.Module], remat: str, **settings) -> type[nn.Module]:
+    """Make a block that computes its values again in the backward pass instead of storing them.
+
+    Args:
+      remat: "none" stores all of them, "all" none, "cheap" the results of convolutions and products.
+      settings: of `flax.linen.remat`.
+
+    Raises: ValueError for another word.
+    """
+    if remat not in RECOMPUTED:
+        raise ValueError(f"remat: found {remat!r}, expected one of {', '.join(RECOMPUTED)}")
+    return block if remat == "none" else nn.remat(block, policy=RECOMPUTED[remat], **settings)
+
+
 def conv(features: int, kernel: int, stride: int = 1, dtype=jnp.float32) -> nn.Conv:
     """Make a convolution without bias, padded by `kernel // 2` on each side."""
     return nn.Conv(
@@ -136,12 +157,12 @@ class ResNet50(nn.Module):
     max_pool: bool = True
     dtype: jnp.dtype = jnp.float32
     stem: int = 64  # width of the stem; the layers follow
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
+    remat: str = "none"  # see `recomputed`
 
     def setup(self):
         self.conv1 = conv(self.stem, 7, 2, self.dtype)
         self.bn1 = BatchNorm()
-        block = nn.remat(Bottleneck, static_argnums=2) if self.remat else Bottleneck
+        block = recomputed(Bottleneck, self.remat, static_argnums=2)
         for layer, count in enumerate(self.blocks, 1):
             stride = 1 if layer == 1 else 2
             blocks = [
@@ -173,7 +194,7 @@ class ResNetFPN(nn.Module):
     block_dims: tuple[int, int, int] = (128, 196, 256)
     encoder: str = "basic"
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False  # recompute each block in the backward pass instead of storing it
+    remat: str = "none"  # see `recomputed`
 
     def setup(self):
         fine, middle, coarse = self.block_dims
@@ -194,7 +215,7 @@ class ResNetFPN(nn.Module):
     def _block(self, features: int, features_in: int, stride: int) -> BasicBlock:
         if stride == 1 and features != features_in:
             raise ValueError(f"initial_dim: {features_in}, expected block_dims[0] = {features}")
-        block = nn.remat(BasicBlock, static_argnums=2) if self.remat else BasicBlock
+        block = recomputed(BasicBlock, self.remat, static_argnums=2)
         return block(features, stride, self.dtype)
 
     def _smooth(self, hidden: int, features: int) -> list:

@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 from jax import numpy as jnp
 
-from gim_jax.models.backbones import BatchNorm, ResNet50, linear, uniform, uniform_bias
+from gim_jax.models.backbones import BatchNorm, ResNet50, linear, recomputed, uniform, uniform_bias
 from gim_jax.ops.correlation import local_correlation
 from gim_jax.ops.depthwise import depthwise_conv
 from gim_jax.ops.gaussian_process import posterior_mean
@@ -57,7 +57,7 @@ class DKMConfig:
         correlation (0 for none).
       num_hidden: blocks of a refiner after its first.
       fine_dim: hidden width of the stride-1 refiner, a multiple of its input's (6 + disp_dims[-1]).
-      remat: recompute each refiner block in the backward pass instead of storing it.
+      remat: of the blocks of encoder and refiners, see `backbones.recomputed`.
       dtype: of convolutions; the Gaussian process, the correlation, flow and certainty are float32.
     """
 
@@ -77,7 +77,7 @@ class DKMConfig:
     radii: tuple[int, ...] = (7, 3, 2, 0, 0)
     num_hidden: int = 8
     fine_dim: int = 24
-    remat: bool = False
+    remat: str = "none"
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -159,11 +159,11 @@ class ConvRefiner(nn.Module):
     disp_dim: int
     radius: int
     num_hidden: int
-    remat: bool = False
+    remat: str = "none"
     dtype: Any = jnp.float32
 
     def setup(self):
-        block = nn.remat(Block, static_argnums=2) if self.remat else Block
+        block = recomputed(Block, self.remat, static_argnums=2)
         self.disp_emb = linear(2, self.disp_dim, self.dtype)
         self.block1 = block(self.features, self.dtype)
         self.hidden_blocks = [block(self.features, self.dtype) for _ in range(self.num_hidden)]
@@ -262,7 +262,8 @@ class Encoder(nn.Module):
     config: DKMConfig
 
     def setup(self):
-        self.net = ResNet50(self.config.blocks, dtype=self.config.dtype, stem=self.config.stem)
+        c = self.config
+        self.net = ResNet50(c.blocks, dtype=c.dtype, stem=c.stem, remat=c.remat)
 
     def __call__(self, images, train: bool = False) -> Maps:
         images = images.astype(self.config.dtype)

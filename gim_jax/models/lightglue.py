@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gim_jax.models import sparse
-from gim_jax.models.backbones import linear
+from gim_jax.models.backbones import linear, recomputed
 from gim_jax.models.disk import Disk, DiskConfig
 from gim_jax.models.sparse import as_one_batch
 from gim_jax.models.superpoint import SuperPoint, SuperPointConfig
@@ -36,7 +36,7 @@ class LightGlueConfig:
       threshold: of a match's probability.
       depth_confidence: share of confident points at which a pair stops, -1 for never.
       width_confidence: points surely unmatchable to 1 - this are dropped, -1 for none.
-      remat: recompute each layer in the backward pass instead of storing it.
+      remat: of each layer, see `backbones.recomputed`.
       dtype: of the layers; places, attention weights and assignments are float32.
     """
 
@@ -50,7 +50,7 @@ class LightGlueConfig:
     threshold: float = 0.1
     depth_confidence: float = -1.0
     width_confidence: float = -1.0
-    remat: bool = False
+    remat: str = "none"
     dtype: str = "float32"
 
 
@@ -213,8 +213,8 @@ class LightGlueMatcher(nn.Module):
         if config.input_dim != config.dim:
             self.input_proj = linear(config.input_dim, config.dim, config.dtype)
         self.posenc = Positions(config)
-        layer = nn.remat(Layer) if config.remat else Layer
-        assignment = nn.remat(Assignment) if config.remat else Assignment
+        layer = recomputed(Layer, config.remat)
+        assignment = recomputed(Assignment, config.remat)
         self.transformers = [layer(config) for _ in range(config.num_layers)]
         self.log_assignment = [assignment(config) for _ in range(config.num_layers)]
         self.token_confidence = [TokenConfidence(config.dim) for _ in range(config.num_layers - 1)]

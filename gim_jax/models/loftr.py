@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 from jax import numpy as jnp
 
-from gim_jax.models.backbones import ResNetFPN
+from gim_jax.models.backbones import ResNetFPN, recomputed
 from gim_jax.ops import assignment, attention
 from gim_jax.ops.pairing import join, part
 from gim_jax.ops.precision import at_least_float32
@@ -51,7 +51,7 @@ class LoFTRConfig:
     max_matches: int = 4096  # static capacity of `match`
     conf_floor: float = 1e-6  # training: smaller confidences have no gradient
     max_fine_matches: int = 4096  # training: correspondences per pair that the fine stage sees
-    remat: bool = False  # training: recompute blocks and attention layers in the backward pass instead of storing them
+    remat: str = "none"  # training: of blocks and attention layers, see `backbones.recomputed`
     dtype: str = "float32"  # of convolutions and linear layers; scores and statistics are float32
 
     def __post_init__(self):
@@ -127,10 +127,10 @@ class LocalFeatureTransformer(nn.Module):
     kinds: tuple[str, ...]
     attention: str = "linear"
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     def setup(self):
-        layer = nn.remat(EncoderLayer) if self.remat else EncoderLayer
+        layer = recomputed(EncoderLayer, self.remat)
         self.layers = [layer(self.dim, self.num_heads, self.attention, self.dtype) for _ in self.kinds]
 
     def __call__(self, x0, x1, mask0=None, mask1=None):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gim_jax.models import sparse
-from gim_jax.models.backbones import linear, uniform, uniform_bias
+from gim_jax.models.backbones import linear, recomputed, uniform, uniform_bias
 from gim_jax.models.sparse import as_one_batch
 from gim_jax.models.superpoint import SuperPoint, SuperPointConfig
 from gim_jax.ops.assignment import log_optimal_transport, mutual_matches
@@ -32,7 +32,7 @@ class SuperGlueConfig:
       num_layers: graph layers; self and cross attention take turns.
       sinkhorn_iters: 100 in training, 20 in the official scripts.
       threshold: of a match's probability.
-      remat: recompute each layer in the backward pass instead of storing it.
+      remat: of each layer, see `backbones.recomputed`.
       dtype: of the layers; places, attention weights and transport are float32.
     """
 
@@ -42,7 +42,7 @@ class SuperGlueConfig:
     num_layers: int = 18
     sinkhorn_iters: int = 20
     threshold: float = 0.2
-    remat: bool = False
+    remat: str = "none"
     dtype: str = "float32"
 
 
@@ -89,10 +89,10 @@ class Attention(nn.Module):
 
     def setup(self):
         dim, dtype = self.config.dim, self.config.dtype
-        keys = jax.random.split(self.make_rng("params")) if self.is_initializing() else (None, None)
+        key = self.make_rng("params") if self.is_initializing() else jax.random.key(0)  # then for shapes alone
         start = {  # one for all four, as in the official code
-            "kernel_init": lambda _, *form: uniform(keys[0], *form),
-            "bias_init": lambda _, *form: uniform_bias(dim)(keys[1], *form),
+            "kernel_init": lambda _, *form: uniform(key, *form),
+            "bias_init": lambda _, *form: uniform_bias(dim)(jax.random.fold_in(key, 1), *form),
         }
         self.proj = [linear(dim, dim, dtype, **start) for _ in range(3)]
         self.merge = linear(dim, dim, dtype, **start)
@@ -134,7 +134,7 @@ class Graph(nn.Module):
     config: SuperGlueConfig
 
     def setup(self):
-        layer = nn.remat(Layer, static_argnums=(5,)) if self.config.remat else Layer
+        layer = recomputed(Layer, self.config.remat, static_argnums=(5,))
         self.layers = [layer(self.config) for _ in range(self.config.num_layers)]
 
     def __call__(self, desc0, desc1, mask0, mask1, train: bool):
