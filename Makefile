@@ -30,7 +30,7 @@ $(VENV)/.package: setup.py pyproject.toml | $(BIN)/python
 
 $(VENV)/.test: $(VENV)/.package
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps vismatch==1.4.0  # DKM; it names 28 more
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps vismatch==1.4.0 imcui==0.1.3  # DKM; hloc: they name 70 more
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.test

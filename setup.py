@@ -65,6 +65,7 @@ setup(
             "laspy>=2.5",
             "small_gicp>=1.0",
             "pycolmap>=4.0",  # 30 MB: without it no test of reconstruction and localization would run
+            "yacs>=0.1.8",  # vismatch needs it when it is imported
             *PEERS,
         ],
         "bench": PEERS,

@@ -54,7 +54,7 @@ def test_vismatch_itself_accepts_the_class():
 
 
 def test_missing_vismatch_is_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "vismatch", None)
+    monkeypatch.setitem(sys.modules, "vismatch.base_matcher", None)
     with pytest.raises(ValueError, match=r"^vismatch is not installed: pip install vismatch$"):
         interop.vismatch_matcher()
 

@@ -17,6 +17,7 @@ from gim_jax.image import encode_jpeg
 from gim_jax.models import MODELS
 from gim_jax.tasks import colmap_text, hloc
 from gim_jax.weights import store
+from tests import oracles
 from tests.networks import random_variables
 
 
@@ -152,23 +153,45 @@ def test_hloc_finds_one_class_and_gets_best_matches_first(hloc_package):
     np.testing.assert_allclose(np.median(pred["keypoints0"] - pred["keypoints1"], 0), [10, 0], atol=0.05)
 
 
-def test_hloc_itself_runs_the_module(photos, tmp_path, monkeypatch):
-    """The copy of hloc in the package imcui (pip install --no-deps imcui): `match_dense` calls our module."""
+@pytest.fixture
+def real_hloc(tmp_path, monkeypatch):
+    """The copy of hloc that the package imcui carries, under hloc's name."""
     monkeypatch.chdir(tmp_path)  # it writes a log where it is imported
-    broken = (ImportError, RuntimeError)  # a torchvision of another torch
-    theirs = pytest.importorskip("imcui.hloc.match_dense", reason="imcui, which carries hloc, fails", exc_type=broken)
+    oracles.torch()  # with the operators that its torchvision looks for
+    theirs = pytest.importorskip("imcui.hloc.match_dense")  # the reason names the package that is missing
+    loader = theirs.torch.utils.data.DataLoader  # it would fork this process, which has threads, sixteen times
+    monkeypatch.setattr(theirs.torch.utils.data, "DataLoader", lambda *a, **k: loader(*a, **k | {"num_workers": 0}))
     for name in ("hloc", "hloc.utils", "hloc.utils.base_model", "hloc.matchers"):
         monkeypatch.setitem(sys.modules, name, sys.modules[f"imcui.{name}"])
+    return theirs
+
+
+def test_hloc_itself_runs_the_module(real_hloc, photos, tmp_path, monkeypatch):
     shutil.copy(Path(hloc.__file__).parent / "hloc_matcher.py", tmp_path / "gim_jax.py")
     monkeypatch.setattr(sys.modules["imcui.hloc.matchers"], "__path__", [str(tmp_path)])  # as hloc/matchers/gim_jax.py
     hloc.write_pairs(tmp_path / "pairs.txt", [("0.jpg", "1.jpg")])
     (tmp_path / "out").mkdir()
-    features, matches = theirs.main(hloc.CONF, tmp_path / "pairs.txt", photos, export_dir=tmp_path / "out")
+    features, matches = real_hloc.main(hloc.CONF, tmp_path / "pairs.txt", photos, export_dir=tmp_path / "out")
     kpts = hloc.read_features(features, ["0.jpg", "1.jpg"])
     [index] = hloc.read_matches(matches, [("0.jpg", "1.jpg")])
     shift = kpts["0.jpg"][index[:, 0]] - kpts["1.jpg"][index[:, 1]]
     np.testing.assert_allclose(np.median(shift, 0), [10, 0], atol=0.5)  # hloc rounds to cells of 1 px
     assert len(index) > 100
+
+
+def test_hloc_itself_reads_our_files(real_hloc, tmp_path):
+    theirs = sys.modules["imcui.hloc.utils.io"]
+    kpts = {"a/0.jpg": np.array([[0, 0], [1234.25, 7]], np.float32), "b/1.jpg": np.array([[3, 4.125]], np.float32)}
+    sizes, found = dict.fromkeys(kpts, (2000, 10)), [(np.array([[1, 0]]), np.array([0.5], np.float32))]
+    hloc.write_features(tmp_path / "features.h5", kpts, sizes)
+    hloc.write_matches(tmp_path / "matches.h5", [("a/0.jpg", "b/1.jpg")], found, kpts)
+    for name, points in kpts.items():
+        stored, uncertainty = theirs.get_keypoints(tmp_path / "features.h5", name, return_uncertainty=True)
+        np.testing.assert_array_equal(stored, points)  # to the quarter of a pixel beyond 1024
+        assert uncertainty == 1
+    for names, want in ((("a/0.jpg", "b/1.jpg"), [[1, 0]]), (("b/1.jpg", "a/0.jpg"), [[0, 1]])):
+        index, scores = theirs.get_matches(tmp_path / "matches.h5", *names)
+        assert index.tolist() == want and scores.tolist() == [0.5]
 
 
 def test_missing_hloc_is_one_line(monkeypatch):
