@@ -154,24 +154,27 @@ def test_hloc_finds_one_class_and_gets_best_matches_first(hloc_package):
 
 
 @pytest.fixture
-def real_hloc(tmp_path, monkeypatch):
-    """The copy of hloc that the package imcui carries, under hloc's name."""
+def imcui(tmp_path, monkeypatch):
+    """`match_dense` of the hloc that the package imcui, image-matching-webui, carries."""
     monkeypatch.chdir(tmp_path)  # it writes a log where it is imported
     oracles.torch()  # with the operators that its torchvision looks for
     theirs = pytest.importorskip("imcui.hloc.match_dense")  # the reason names the package that is missing
     loader = theirs.torch.utils.data.DataLoader  # it would fork this process, which has threads, sixteen times
     monkeypatch.setattr(theirs.torch.utils.data, "DataLoader", lambda *a, **k: loader(*a, **k | {"num_workers": 0}))
-    for name in ("hloc", "hloc.utils", "hloc.utils.base_model", "hloc.matchers"):
-        monkeypatch.setitem(sys.modules, name, sys.modules[f"imcui.{name}"])
-    return theirs
+    yield theirs
+    sys.modules.pop("imcui.hloc.matchers.gim_jax", None)
 
 
-def test_hloc_itself_runs_the_module(real_hloc, photos, tmp_path, monkeypatch):
-    shutil.copy(Path(hloc.__file__).parent / "hloc_matcher.py", tmp_path / "gim_jax.py")
-    monkeypatch.setattr(sys.modules["imcui.hloc.matchers"], "__path__", [str(tmp_path)])  # as hloc/matchers/gim_jax.py
+@pytest.mark.parametrize("copied", [False, True])
+def test_hloc_itself_runs_the_module(imcui, photos, tmp_path, monkeypatch, copied):
+    if copied:  # as hloc/matchers/gim_jax.py
+        shutil.copy(Path(hloc.__file__).parent / "hloc_matcher.py", tmp_path / "gim_jax.py")
+        monkeypatch.setattr(sys.modules["imcui.hloc.matchers"], "__path__", [str(tmp_path)])
+    else:
+        hloc.register("imcui.hloc")
     hloc.write_pairs(tmp_path / "pairs.txt", [("0.jpg", "1.jpg")])
     (tmp_path / "out").mkdir()
-    features, matches = real_hloc.main(hloc.CONF, tmp_path / "pairs.txt", photos, export_dir=tmp_path / "out")
+    features, matches = imcui.main(hloc.CONF, tmp_path / "pairs.txt", photos, export_dir=tmp_path / "out")
     kpts = hloc.read_features(features, ["0.jpg", "1.jpg"])
     [index] = hloc.read_matches(matches, [("0.jpg", "1.jpg")])
     shift = kpts["0.jpg"][index[:, 0]] - kpts["1.jpg"][index[:, 1]]
@@ -179,7 +182,7 @@ def test_hloc_itself_runs_the_module(real_hloc, photos, tmp_path, monkeypatch):
     assert len(index) > 100
 
 
-def test_hloc_itself_reads_our_files(real_hloc, tmp_path):
+def test_hloc_itself_reads_our_files(imcui, tmp_path):
     theirs = sys.modules["imcui.hloc.utils.io"]
     kpts = {"a/0.jpg": np.array([[0, 0], [1234.25, 7]], np.float32), "b/1.jpg": np.array([[3, 4.125]], np.float32)}
     sizes, found = dict.fromkeys(kpts, (2000, 10)), [(np.array([[1, 0]]), np.array([0.5], np.float32))]

@@ -27,18 +27,21 @@ CONF = {  # of hloc.match_dense: images in colour and as they are, our matchers 
 }
 
 
-def register() -> None:
+def register(package: str = "hloc") -> None:
     """Make `hloc_matcher` known to an installed hloc as its matcher `gim_jax`; ValueError where hloc is not there.
 
-    The package `hloc` on PyPI is something else: hloc is installed from its repository.
+    Args:
+      package: "hloc", which is installed from its repository (the package of that name on PyPI is something else), or
+        "imcui.hloc", the copy in image-matching-webui.
     """
-    name = "hloc.matchers.gim_jax"
+    name = f"{package}.matchers.gim_jax"
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "hloc_matcher.py")
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     try:
+        importlib.import_module(f"{package}.matchers")
         spec.loader.exec_module(module)  # type: ignore[union-attr]
     except ImportError as error:
-        raise ValueError(f"hloc is not installed ({error}): github.com/cvg/Hierarchical-Localization") from error
+        raise ValueError(f"{package} is not installed ({error}): github.com/cvg/Hierarchical-Localization") from error
     sys.modules[name] = module
 
 

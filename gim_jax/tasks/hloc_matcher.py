@@ -7,10 +7,14 @@ then
     features, matches = hloc.match_dense.main(conf, pairs, images, export_dir=outputs)
 """
 
+import importlib
+from typing import Any
+
 import numpy as np
-from hloc.utils.base_model import BaseModel  # pyright: ignore[reportMissingImports]
 
 from gim_jax import api
+
+BaseModel: Any = importlib.import_module("..utils.base_model", __package__).BaseModel  # of the hloc this is a part of
 
 
 class GimJax(BaseModel):
