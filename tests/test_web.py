@@ -131,7 +131,8 @@ def test_bad_input_is_one_line(capsys, words, message):
 def test_page_in_a_browser(label_folder, tmp_path):
     """Match two files, move over a point: the line drawn is its epipolar line; nothing is asked of the internet.
 
-    The camera of image 1 moved to the right: the upper 160 rows, a plane, shift by 30 px, the rest, farther, by 10.
+    The camera of image 1 moved to the right: the upper 160 rows, a plane, shift by 30 px, the rest, farther, by 10. A
+    picture of the webcam arrives as it is, not as in a mirror: black on the left, white on the right.
     """
     pytest.importorskip("gradio", reason="gradio is not installed: pip install 'gim-jax[web]'")
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -147,6 +148,8 @@ def test_page_in_a_browser(label_folder, tmp_path):
     moved = np.concatenate([image[:160, 30:350], image[160:240, 10:330]])
     for side, part in enumerate((image[:240, :320], moved)):
         (tmp_path / f"{side}.png").write_bytes(_png(part))
+    luma, gray = bytes(320) + bytes([235]) * 320, bytes([128]) * (320 * 240 * 2)
+    (tmp_path / "cam.y4m").write_bytes(b"YUV4MPEG2 W640 H480 F10:1 C420\n" + b"FRAME\n" + luma * 480 + gray)
     served = page.build({"rootsift": api.load_matcher("rootsift")}, labels.LabelSet(label_folder))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -160,13 +163,16 @@ def test_page_in_a_browser(label_folder, tmp_path):
         *quiet.split(),
         "window-size=1300,1500",
         f"user-data-dir={tmp_path}/profile",
+        "use-fake-ui-for-media-stream",
+        "use-fake-device-for-media-stream",
+        f"use-file-for-fake-video-capture={tmp_path}/cam.y4m",
     ):
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_path))
     try:
         driver.get(served.local_url)
-        wait = WebDriverWait(driver, 60)
+        wait = WebDriverWait(driver, 20)
         files = wait.until(lambda d: (f := d.find_elements(By.CSS_SELECTOR, "input[type=file]")) and len(f) >= 2 and f)
         for side in (0, 1):
             files[side].send_keys(str(tmp_path / f"{side}.png"))
@@ -191,6 +197,19 @@ def test_page_in_a_browser(label_folder, tmp_path):
         log = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
         urls = {e["params"]["request"]["url"] for e in log if e["method"] == "Network.requestWillBeSent"}
         assert [u for u in urls if not u.startswith((served.local_url, "data:", "blob:", "chrome"))] == []
+        steps = "[title='Remove Image']", "[aria-label='Capture from camera']", "[title='grant webcam access'] button"
+        for step in steps:
+            wait.until(lambda d, step=step: d.find_element(By.CSS_SELECTOR, f"#image0 {step}")).click()
+        wait.until(lambda d: d.execute_script("return document.querySelector('#image0 video')?.videoWidth") == 640)
+        driver.find_element(By.CSS_SELECTOR, "#image0 [aria-label='capture photo']").click()
+        shot = wait.until(lambda d: d.find_element(By.CSS_SELECTOR, "#image0 .image-frame img"))
+        wait.until(lambda d: d.execute_script("return arguments[0].naturalWidth", shot) == 640)
+        left, right = driver.execute_script(
+            "const pen = new OffscreenCanvas(640, 480).getContext('2d'); pen.drawImage(arguments[0], 0, 0);"
+            "return [160, 480].map((x) => pen.getImageData(x, 240, 1, 1).data[0])",
+            shot,
+        )
+        assert left < 40 and right > 215
         next(tab for tab in driver.find_elements(By.CSS_SELECTOR, "button[role=tab]") if tab.text == "Labels").click()
         wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, "#line svg.gim-time .arc"))
         wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, "#shown svg.gim-pair"))

@@ -88,30 +88,25 @@ def build(matchers: Mapping[str, Matcher], labels: LabelSet | None = None) -> An
         if image0 is None or image1 is None:
             raise gr.Error("Two images are needed.")
         try:
-            return look(matchers[name], image0, image1, threshold)
+            svg, numbers, pictures = look(matchers[name], image0, image1, threshold)
         except ValueError as error:
             raise gr.Error(str(error)) from error
+        return svg, numbers, pair.figures(pictures)
 
     with gr.Blocks(title="gim-jax", analytics_enabled=False) as page:
         with gr.Tab("Match"):
             with gr.Row():
-                sources = ["upload", "webcam", "clipboard"]
-                inputs = [
-                    gr.Image(
-                        label=f"image {side}", type="filepath", sources=sources, height=260, elem_id=f"image{side}"
-                    )
-                    for side in (0, 1)
-                ]
+                how = {"type": "filepath", "sources": ["upload", "webcam", "clipboard"], "height": 260}
+                how["webcam_options"] = gr.WebcamOptions(mirror=False)  # a mirror image matches no picture of the scene
+                inputs = [gr.Image(label=f"image {side}", elem_id=f"image{side}", **how) for side in (0, 1)]
             with gr.Row():
                 name = gr.Dropdown(list(matchers), value=next(iter(matchers)), label="matcher")
                 threshold = gr.Slider(0.5, 10, value=1, step=0.5, label="inlier distance, px")
                 button = gr.Button("Match", variant="primary", elem_id="run")
             picture = gr.HTML(elem_id="picture")
             numbers = gr.HTML(elem_id="numbers")
-            gallery = gr.Gallery(
-                label="homography and warp", elem_id="gallery", columns=2, object_fit="contain", height=480
-            )
-            button.click(match, [*inputs, name, threshold], [picture, numbers, gallery])
+            warps = gr.HTML(elem_id="warps")
+            button.click(match, [*inputs, name, threshold], [picture, numbers, warps])
         if labels is not None:
             with gr.Tab("Labels"):
                 _browse(gr, page, labels)

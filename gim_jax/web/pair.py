@@ -83,3 +83,12 @@ def table(heading: list[str], rows: list[list[Any]], text_columns: tuple[int, ..
         return f"<tr>{inside}</tr>"
 
     return f'<table class="gim-table">{line(heading, "th")}{"".join(line(row, "td") for row in rows)}</table>'
+
+
+def figures(pictures: list[tuple[np.ndarray, str]]) -> str:
+    """Return pictures [H, W, 3] uint8 beside each other with their captions below, as HTML."""
+    parts = [
+        f'<figure><img src="{viz.data_uri(picture, QUALITY)}"/><figcaption>{html.escape(title)}</figcaption></figure>'
+        for picture, title in pictures
+    ]
+    return f'<div class="gim-figures">{"".join(parts)}</div>'
