@@ -2,8 +2,8 @@
 
 Arguments, `configs/label.py:NAME`: the paper's presets by the architecture that is to be trained (section 4), its
 ablation with RootSIFT alone (row 3 of Table 2: 49.3 of 49.4, the default), or any matchers of `gim-jax models` joined
-by `+`, the base first; or `colmap`, its ablation with labels from COLMAP (row 6, extra `sfm`). Networks need weights:
-`--config.networks.loftr_outdoor.weights=FILE`.
+by `+`, the base first; or `colmap`, its ablation with labels from COLMAP (row 6, extra `sfm`), and `colmap_dense` from
+its depth maps (NVIDIA GPU). Networks need weights: `--config.networks.loftr_outdoor.weights=FILE`.
 
 Command: gim-jax label VIDEO [VIDEO ...] --out DIR --config=configs/label.py[:dkm] [--config.every_frames=20]
 """
@@ -15,13 +15,14 @@ PRESETS = {  # section 4: the official outdoor model, and methods weaker than it
     "superglue": "superglue_outdoor+rootsift",
     "loftr": "loftr_outdoor+rootsift+superglue_outdoor",
     "colmap": "rootsift",
+    "colmap_dense": "rootsift",
     "dkm": "dkm_outdoor+rootsift+superglue_outdoor+loftr_outdoor",
 }
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     labellers = PRESETS.get(argument or "rootsift", argument).split("+")
-    source = "colmap" if argument == "colmap" else "links"
+    source = argument if argument.startswith("colmap") else "links"
     steps = (1, 2, 4) if source == "links" else (1, 2, 4, 8, 16)  # pairs 20, 40 and 80 frames apart; COLMAP's sequence
     networks = {name: dict(weights="", long_side=0) for name in labellers if name != "rootsift"}  # 0: the model's own
     return ml_collections.ConfigDict(
@@ -46,7 +47,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             max_iters=10_000,
             min_agreement=0.4,  # of labels that look more alike than the places around; by chance 0.11
             thin_px=0.5,  # of two labellers' labels closer than this in either frame the more confident one stays
-            source=source,  # of distant labels: "links", propagation, or "colmap", reconstruction of clips
+            source=source,  # of distant labels: "links", propagation; "colmap" or "colmap_dense", reconstruction
             clip_samples=200,  # of a reconstructed clip: 4000 frames
             link_radius_px=1.0,  # section 3.1; pixels of the video
             link_rule="paper",  # or "released" (the same rounded pixel) or "local" (more links), data_prep/propagate.py

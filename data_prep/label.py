@@ -261,15 +261,12 @@ def _windows(labels: _Labels, config, summary: Summary) -> Iterator[_Window]:
 def _reconstructed(parts, labels: _Labels, config, first: int, unplaced: np.ndarray) -> list[prop.Level]:
     """The levels of a clip by COLMAP; notes the frames without a pose."""
     jpegs = labels.direct.jpegs
-    model = colmap.reconstruct(
-        parts, config.labellers, lambda frame: _unspool(labels.spool, jpegs[first + frame]), labels.folder
-    )
-    unplaced[:] = True
-    if model is None:
-        return []
-    seen = colmap.observations(model, len(unplaced))
-    unplaced[:] = [not len(frame["ids"]) for frame in seen]
-    return colmap.levels(seen, labels.min_matches)
+    clip = colmap.reconstruct(
+        parts, config.labellers, lambda frame: _unspool(labels.spool, jpegs[first + frame]), labels.folder,
+        dense=config.source == "colmap_dense",
+    )  # fmt: skip
+    unplaced[:] = True if clip is None else ~clip.placed
+    return colmap.levels(clip, labels.min_matches) if clip else []
 
 
 def _columns(row: PairLabels | None) -> dict[str, np.ndarray] | None:

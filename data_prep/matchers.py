@@ -39,7 +39,10 @@ def nothing(reason: str) -> Found:
     return Found(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), reason)
 
 
-CHOICES = {"source": ("links", "colmap"), "link_rule": ("paper", "local", "released")}  # of the configuration
+CHOICES = {  # of the configuration
+    "source": ("links", "colmap", "colmap_dense"),
+    "link_rule": ("paper", "local", "released"),
+}
 
 
 def check_labellers(config) -> None:
@@ -50,8 +53,10 @@ def check_labellers(config) -> None:
     for key, known in CHOICES.items():
         if config[key] not in known:
             raise ValueError(f"{key}: found {config[key]!r}, expected one of {', '.join(known)}")
-    if config.source == "colmap":
-        load_extra("pycolmap", "sfm")
+    if config.source != "links":
+        pycolmap = load_extra("pycolmap", "sfm")
+        if config.source == "colmap_dense" and not pycolmap.has_cuda:
+            raise ValueError("source: colmap_dense needs an NVIDIA GPU and pycolmap-cuda12 in place of pycolmap")
     names = list(config.labellers)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"labellers: found {', '.join(names) or 'none'}, expected one or more, each once")
