@@ -254,6 +254,7 @@ def test_match_command_fits_an_essential_matrix(files, tmp_path):
         (["IMAGE", "IMAGE", "--model", "nope"], "model: found 'nope'"),
         (["IMAGE", "IMAGE", "--fit", "E"], "--fit E: needs --K0 and --K1"),
         (["IMAGE", "IMAGE", "--out", "/no/such/x.png"], "the folder /no/such does not exist"),
+        (["IMAGE", "IMAGE", "--fit", "F", "--threshold", "nan"], "--threshold: found nan, expected a positive number"),
         (["IMAGE", "IMAGE", "--weights", "w"], "rootsift has none"),
     ],
 )

@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
     for path in (args.out, args.json):
         check_writable(path)
+    check_positive(args.threshold)
     if args.fit == "E" and (args.K0 is None or args.K1 is None):
         raise ValueError("--fit E: needs --K0 and --K1")
     if args.model != "rootsift":
@@ -108,6 +109,12 @@ def check_writable(path: str | None) -> None:
     """Refuse an output file whose folder does not exist, before any work is done."""
     if path and not Path(path).parent.is_dir():
         raise ValueError(f"{path}: the folder {Path(path).parent} does not exist")
+
+
+def check_positive(threshold: float) -> None:
+    """Refuse an inlier distance that is none."""
+    if not 0 < threshold < float("inf"):
+        raise ValueError(f"--threshold: found {threshold:g}, expected a positive number of px")
 
 
 def _intrinsics(values: list[float] | None) -> np.ndarray | None:

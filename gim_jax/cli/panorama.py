@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gim_jax import api
-from gim_jax.cli.match import check_writable
+from gim_jax.cli.match import check_positive, check_writable
 from gim_jax.data.tfrecord import write_atomic
 
 
@@ -17,12 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threshold", type=float, default=2.0, metavar="PX", help="inlier distance")
     parser.add_argument("--out", metavar="PNG", required=True, help="both images in the frame of image 1, blended")
     parser.add_argument("--overlay", metavar="PNG", help="image 1 (cyan) and image 0 warped onto it (red)")
-
-
-def check_positive(threshold: float) -> None:
-    """Refuse an inlier distance that is none."""
-    if not 0 < threshold < float("inf"):
-        raise ValueError(f"--threshold: found {threshold:g}, expected a positive number of px")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gim_jax import api
-from gim_jax.cli.match import _intrinsics
-from gim_jax.cli.panorama import check_positive
+from gim_jax.cli.match import _intrinsics, check_positive
 from gim_jax.data.tfrecord import write_atomic
 
 EXHAUSTIVE = 30  # images; 435 pairs

@@ -6,8 +6,7 @@ import argparse
 import json
 
 from gim_jax import api
-from gim_jax.cli.match import check_writable
-from gim_jax.cli.panorama import check_positive
+from gim_jax.cli.match import check_positive, check_writable
 from gim_jax.data.tfrecord import write_atomic
 
 DIRECTIONS = {"x": (1, 0, 0), "y": (0, 1, 0), "z": (0, 0, 1), "-x": (-1, 0, 0), "-y": (0, -1, 0), "-z": (0, 0, -1)}
