@@ -9,6 +9,7 @@ from jax import numpy as jnp
 from gim_jax import losses, supervision
 from gim_jax.models import loftr
 from gim_jax.ops import assignment, attention
+from gim_jax.ops.pairing import part
 from gim_jax.train.objectives import loftr_video
 from gim_jax.weights.convert import from_torch, torch_key
 
@@ -101,6 +102,8 @@ def forward(case):
 
     nchw = lambda x: np.asarray(x).transpose(0, 3, 1, 2)  # noqa: E731
     maps = taps["backbone"]["__call__"]
+    if len(maps) == 1:  # both images of all pairs at once; in the official batch all first images come first
+        maps = [tuple(np.concatenate(part(feature_map)) for feature_map in maps[0])]
     for i, (coarse, fine) in enumerate(maps):
         end = "" if len(maps) == 1 else f"_{i}"
         out["backbone_coarse_sub" + end] = nchw(coarse)[:, ::32]
