@@ -158,10 +158,11 @@ class Driver:
 
 
 # One XLA device per core uses the cores better than one program on all of them does.
-ENV = os.environ | {
+ENV = {
+    "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={len(os.sched_getaffinity(0))}",
     "PYTHONPATH": str(ROOT),
-}
+} | os.environ
 
 
 def main(argv: list[str] | None = None) -> int:
