@@ -33,15 +33,15 @@ def local_correlation(feat0: jax.Array, feat1: jax.Array, flow: jax.Array, radiu
     # A margin of one window holds the whole window of a point just outside; points farther out are clipped there.
     corner = jnp.clip(low - radius, -side, jnp.asarray([width1, height1])).astype(jnp.int32) + side
     padded = jnp.pad(feat1, ((0, 0), (side, side), (side, side), (0, 0)))
-    rows, columns = padded.shape[1:3]
-    image = jnp.arange(batch)[:, None, None]
-    start = ((image * rows + corner[..., 1]) * columns + corner[..., 0]).reshape(-1)
-    cells = padded.reshape(-1, channels)
-    query = feat0.reshape(-1, channels)
+    columns = padded.shape[2]
+    start = (corner[..., 1] * columns + corner[..., 0]).reshape(batch, -1)
+    cells = padded.reshape(batch, -1, channels)
+    query = feat0.reshape(batch, -1, channels)
 
     @jax.checkpoint
     def correlate(offset, cells, query):
-        values = cells.at[start + offset].get(mode="promise_in_bounds")
+        # image by image: from a batch that is split over devices, one index over all images would fetch them all
+        values = jax.vmap(lambda cells, at: cells.at[at].get(mode="promise_in_bounds"))(cells, start + offset)
         return jnp.sum(values * query, axis=-1, dtype=jnp.float32)
 
     offsets = (jnp.arange(side)[:, None] * columns + jnp.arange(side)).reshape(-1)
