@@ -128,6 +128,13 @@ def test_bad_input_is_one_line(capsys, words, message):
     assert message in error and error.count("\n") == 1
 
 
+def test_port_in_use_is_one_line(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert cli.main(["web", "--port", str(other.getsockname()[1])]) == 2
+    error = capsys.readouterr().err
+    assert "cannot listen at 127.0.0.1" in error and "in use" in error and error.count("\n") == 1
+
+
 def test_page_in_a_browser(label_folder, tmp_path):
     """Match two files, move over a point: the line drawn is its epipolar line; nothing is asked of the internet.
 
@@ -197,6 +204,13 @@ def test_page_in_a_browser(label_folder, tmp_path):
         log = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
         urls = {e["params"]["request"]["url"] for e in log if e["method"] == "Network.requestWillBeSent"}
         assert [u for u in urls if not u.startswith((served.local_url, "data:", "blob:", "chrome"))] == []
+        note = tmp_path / "note.png"
+        note.write_bytes(b"not a picture")
+        driver.find_element(By.CSS_SELECTOR, "#image0 [title='Remove Image']").click()
+        wait.until(lambda d: d.find_element(By.CSS_SELECTOR, "#image0 input[type=file]")).send_keys(str(note))
+        wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, "#image0 img[src]"))
+        driver.find_element(By.ID, "run").click()
+        wait.until(lambda d: any("note.png: " in e.text for e in d.find_elements(By.CSS_SELECTOR, ".toast-body")))
         steps = "[title='Remove Image']", "[aria-label='Capture from camera']", "[title='grant webcam access'] button"
         for step in steps:
             wait.until(lambda d, step=step: d.find_element(By.CSS_SELECTOR, f"#image0 {step}")).click()

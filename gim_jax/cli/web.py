@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import socket
 
 from gim_jax import api
 
@@ -28,6 +30,12 @@ def run(args: argparse.Namespace) -> int:
 
     if not 0 < args.port < 65536:
         raise ValueError(f"--port: found {args.port}, expected 1 to 65535")
+    with contextlib.closing(socket.socket()) as place:
+        try:
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            place.bind((args.host, args.port))
+        except OSError as error:
+            raise ValueError(f"--host, --port: cannot listen at {args.host}:{args.port}: {error.strerror}") from error
     matchers = {"rootsift": api.load_matcher("rootsift")}
     for text in args.weights:
         name, equals, path = text.partition("=")

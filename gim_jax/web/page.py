@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,11 +87,14 @@ def build(matchers: Mapping[str, Matcher], labels: LabelSet | None = None) -> An
 
     def match(image0, image1, name, threshold):
         if image0 is None or image1 is None:
-            raise gr.Error("Two images are needed.")
+            raise gr.Error("Two images are needed.", print_exception=False)
         try:
             svg, numbers, pictures = look(matchers[name], image0, image1, threshold)
         except ValueError as error:
-            raise gr.Error(str(error)) from error
+            text = str(error)
+            for path in (image0, image1):
+                text = text.replace(path, Path(path).name)
+            raise gr.Error(text, print_exception=False) from error
         return svg, numbers, pair.figures(pictures)
 
     with gr.Blocks(title="gim-jax", analytics_enabled=False) as page:
@@ -99,6 +103,8 @@ def build(matchers: Mapping[str, Matcher], labels: LabelSet | None = None) -> An
                 how = {"type": "filepath", "sources": ["upload", "webcam", "clipboard"], "height": 260}
                 how["webcam_options"] = gr.WebcamOptions(mirror=False)  # a mirror image matches no picture of the scene
                 inputs = [gr.Image(label=f"image {side}", elem_id=f"image{side}", **how) for side in (0, 1)]
+                for part in inputs:  # the file as it is: gradio would turn one that is no image into a nameless error
+                    part.preprocess = lambda payload: payload and payload.path
             with gr.Row():
                 name = gr.Dropdown(list(matchers), value=next(iter(matchers)), label="matcher")
                 threshold = gr.Slider(0.5, 10, value=1, step=0.5, label="inlier distance, px")
