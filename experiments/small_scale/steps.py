@@ -20,8 +20,10 @@ GIM_JAX = (sys.executable, "-m", "gim_jax")
 DATA = (sys.executable, str(HERE / "data.py"))
 IN_DOMAIN = "brick"
 TOURS = ("plaster", "modern", "harbour")  # looks of the videos
-WORLDS = ("stone", "market")  # looks that nobody trains on
+FOVS = (65, 50, 95, 80)  # of their cameras in turn, degrees; the posed pairs have 65
+WORLDS = {"stone": 65, "market": 90}  # looks that nobody trains on, and the cameras that see them
 MODELS = {"loftr": "loftr_tiny", "lightglue": "lightglue_disk", "dkm": "dkm_tiny"}
+LONG_SIDE = {"lightglue_disk": 320}  # px of the images at evaluation, where the model's own size is another
 REAL_VIDEOS = ("gopro_max_heromode.mp4", "solidWhiteRight.mp4")  # of free licences
 
 
@@ -39,7 +41,7 @@ class Scale:
     every_frames: int = 5  # 0.67 s, as 20 frames at 30 frames a second
     test_pairs: int = 60
     real_pairs: int = 40  # of each set
-    num_steps: int = 1000
+    num_steps: int = 800
     batch_size: int = 8
     warmup_steps: int = 50
     seeds: int = 3
@@ -134,12 +136,26 @@ class Table:
         about = ("--size", scale.size)
         towns = ("--look", IN_DOMAIN, "--towns", scale.towns, "--pairs", scale.pairs_per_town, "--seed", 100)
         self.add("towns", [(*DATA, "towns", "--out", out / "towns", *towns, *about)], self.packed("towns"))
-        tours = ("--looks", *TOURS, "--count", scale.tours, "--seconds", scale.seconds, "--fps", scale.fps)
+        tours = (
+            "--looks",
+            *TOURS,
+            "--fovs",
+            *FOVS,
+            "--count",
+            scale.tours,
+            "--seconds",
+            scale.seconds,
+            "--fps",
+            scale.fps,
+        )
         self.add("tours", [(*DATA, "tours", "--out", out / "tours", *tours, "--seed", 500, *about)], self.filmed)
-        sets = [(look, 900 + index) for index, look in enumerate((IN_DOMAIN, *WORLDS))]
         render = (*GIM_JAX, "render", "--pairs", scale.test_pairs, *about)
-        tests = [(*render, "--look", look, "--seed", seed, "--out", out / "tests" / look) for look, seed in sets]
-        self.add("tests", tests, lambda: {"pairs": {look: count_lines(self.pairs(look)) for look, _ in sets}})
+        sets = {IN_DOMAIN: 65} | WORLDS
+        tests = [
+            (*render, "--look", look, "--fov", fov, "--seed", 900 + index, "--out", out / "tests" / look)
+            for index, (look, fov) in enumerate(sets.items())
+        ]
+        self.add("tests", tests, lambda: {"pairs": {look: count_lines(self.pairs(look)) for look in sets}})
         real = (*DATA, "real", self.real, "--out", out / "real", "--pairs", scale.real_pairs)
         self.add("real", [real], self.arranged, option="real")
 
@@ -185,6 +201,8 @@ class Table:
                 if one in MODELS:
                     needs.append(f"{one}-in_domain-0")
                     settings.append(f"networks.{MODELS[one]}.weights={self.weights(needs[-1])}")
+                if MODELS.get(one) in LONG_SIDE:
+                    settings.append(f"networks.{MODELS[one]}.long_side={LONG_SIDE[MODELS[one]]}")
             settings += LINKS.get(kind, [])
             config = [f"--config=configs/label.py:{spec}".rstrip(":"), *(f"--config.{s}" for s in settings)]
             commands.append((*GIM_JAX, "label", *videos, "--out", labels, *config))
@@ -248,19 +266,16 @@ class Table:
         """Add a step that ends with the evaluation of a model on all sets of pairs."""
         out = self.out / "eval" / name
         chosen = ["--model", model, *(["--weights", weights] if weights else [])]
+        chosen += ["--long-side", LONG_SIDE[model]] if model in LONG_SIDE else []
         sets = [self.pairs(one) for one in (IN_DOMAIN, *WORLDS)]
         needs = [*needs, "tests"]
         if self.real:
             sets += [self.pairs(one) for one in ZEB]
             needs.append("real")
-        evaluate = (*GIM_JAX, "eval", *chosen)
-        to = {
-            kind: ("--out", out / kind, "--json", out.with_name(f"{name}-{kind}.json")) for kind in ("poses", "planes")
-        }
-        commands = [*commands, (*evaluate, "--pairs", *sets, *to["poses"])]
+        to = {k: ("--out", out / k, "--json", out.with_name(f"{name}-{k}.json")) for k in ("poses", "planes")}
+        commands = [*commands, (*GIM_JAX, "eval", *chosen, "--pairs", *sets, *to["poses"])]
         if self.real:
-            planes = ("--benchmark", "hpatches", "--protocol", "dkm", "--data", self.out / "real" / "planes")
-            commands.append((*evaluate, *planes, *to["planes"]))
+            commands.append((*DATA, "planes", self.out / "real" / "planes", *chosen, *to["planes"]))
         log = self.out / "runs" / name / "metrics.jsonl"
         return self.add(name, commands, lambda: measured(out) | trained(log), needs, minutes, option)
 
