@@ -52,9 +52,11 @@ def load_config(spec: str, overrides: list[str] | tuple[str, ...] = ()) -> ml_co
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
         rest = values(argv)
-    except KeyError as error:
-        raise ValueError(f"{path.name}: no such setting: {' '.join(str(error.args[0]).split())}") from error
-    except (flags.Error, AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError) as error:
+        reason = error.args[0]
+        reason = reason.args[0] if isinstance(reason, KeyError) else reason  # ml_collections wraps one in the other
+        raise ValueError(f"{path.name}: no such setting: {' '.join(str(reason).split())}") from error
+    except (flags.Error, TypeError, ValueError) as error:
         raise ValueError(f"{path.name}: {error}") from error
     if len(rest) > 1:
         raise ValueError(f"unknown arguments: {' '.join(rest[1:])}")

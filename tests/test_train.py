@@ -455,4 +455,5 @@ def test_command_refuses_a_typo_in_one_line(tmp_path, capsys, argument):
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert error.startswith("gim-jax train: ") and error.count("\n") == 1
+    assert ("no such setting: 'lrr' Did you mean" in error) == ("lrr" in argument)
     assert not (tmp_path / "run").exists()
