@@ -57,10 +57,10 @@ def min_matches_for(size: tuple[int, int], config) -> int:
     return round(config.min_matches * size[0] * size[1] / (width * height))
 
 
-def fit_motion(xy: np.ndarray, size: tuple[int, int], config) -> tuple[str, Fit]:
-    """`robust.fit_motion` of correspondences [M, 4] px between two frames of one size."""
+def fit_motion(xy: np.ndarray, size: tuple[int, int], config, threshold_px: float = 0.0) -> tuple[str, Fit]:
+    """`robust.fit_motion` of correspondences [M, 4] px between two frames of one size; 0: `config.threshold_px`."""
     return robust.fit_motion(
-        xy[:, :2], xy[:, 2:], size, config.threshold_px * pixel_scale(size, config),
+        xy[:, :2], xy[:, 2:], size, (threshold_px or config.threshold_px) * pixel_scale(size, config),
         confidence=config.confidence, max_iters=config.max_iters,
     )  # fmt: skip
 

@@ -282,10 +282,10 @@ def refit(level: prop.Level, direct_kinds: list[str], min_matches: int, size, co
     mask, kinds = np.array(level.mask), np.full(len(level.mask), "", "U1")
     kinds[: len(direct_kinds)] = direct_kinds
     chained = np.flatnonzero((level.hops * mask).max(1, initial=0) > 1)
-    fits = pool.map(lambda start: fit_motion(level.xy[start][level.mask[start]], size, config), chained)
+    fits = pool.map(lambda s: fit_motion(level.xy[s][level.mask[s]], size, config, config.refit_px), chained)
     for start, (kind, found) in zip(chained, fits):
         kinds[start] = kind
-        if config.refit:
+        if config.refit_px:
             mask[start, np.flatnonzero(level.mask[start])] = found.inliers
     mask &= (mask.sum(1) > min_matches)[:, None]
     return replace(level, mask=mask), np.where(mask.any(1), kinds, "")
