@@ -117,6 +117,17 @@ def test_rotations_are_right_although_the_centres_of_a_row_of_cameras_are_not():
     assert 0 < max(distance for _, distance in errors.values()) < 0.011
 
 
+@pytest.mark.parametrize("side", [-1, 1])
+def test_queries_are_drawn_in_green_where_they_are(side):
+    points = np.random.default_rng(0).uniform([-3, -2, 6], [3, 2, 10], (500, 3))
+    query = np.eye(4)
+    query[0, 3] = -2.0 * side  # two units to the side of the camera
+    picture = sfm.draw_model(points, np.full((500, 3), 200, np.uint8), {"a": np.eye(4)}, {"q": query})[:, :800]
+    green, red = ((picture == color).all(2).nonzero() for color in ((60, 255, 60), (255, 40, 40)))
+    assert len(red[0]) > 50 and len(green[0]) > 50
+    assert side * (green[1].mean() - red[1].mean()) > 100 and abs(green[0].mean() - red[0].mean()) < 3
+
+
 def test_exif_orientation_is_undone(tmp_path):
     from PIL import Image
 

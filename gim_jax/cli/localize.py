@@ -34,20 +34,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-error", type=float, default=12.0, metavar="PX", help="inlier distance (%(default)s)")
     parser.add_argument("--out", required=True, metavar="FILE", help="poses: `basename qw qx qy qz tx ty tz` a line")
     parser.add_argument("--json", metavar="FILE", help="write the counts and reasons of every query")
+    parser.add_argument("--picture", metavar="PNG", help="draw the model (cameras in red) and the queries (green)")
     parser.add_argument("--cache", metavar="DIR", help="keeps matches, so that an interrupted run continues")
 
 
 def run(args: argparse.Namespace) -> int:
     """Localize and write the poses. Exit code 1 where no query was found."""
     from gim_jax.tasks import image_pairs, load_extra, localize, sfm
+    from gim_jax.viz import encode_png
 
     load_extra("pycolmap", "sfm")
-    for path in (args.out, args.json):
+    for path in (args.out, args.json, args.picture):
         check_writable(path)
     if args.retriangulate and not args.cache:
         raise ValueError("--retriangulate: needs --cache for the new model")
     if args.num_retrieved < 1:
         raise ValueError(f"--num-retrieved: found {args.num_retrieved}, expected one or more")
+    if args.inloc and args.picture:
+        raise ValueError("--picture: draws a model, --inloc has none")
     if args.inloc:
         return _inloc(args)
     absent = [name for name in ("colmap", "images", "query_images") if not getattr(args, name)]
@@ -98,6 +102,11 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
         )
     settings = {"max_error_px": args.max_error, "anchor_px": args.anchor, "retriangulated": args.retriangulate}
+    if args.picture:
+        own = {n: r.cam_from_world for n, r in results.items() if r.cam_from_world is not None and not r.fallback}
+        picture = sfm.draw_model(*sfm.points_of(model), sfm.poses_of(model), own)
+        write_atomic(args.picture, lambda file: file.write(encode_png(picture)))
+        print(f"drawn in {args.picture}")
     return _write(args, results, settings, matcher)
 
 

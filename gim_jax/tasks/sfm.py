@@ -226,6 +226,12 @@ def poses_of(model: Any) -> dict[str, np.ndarray]:
     return poses
 
 
+def points_of(model: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the points of a pycolmap reconstruction [N, 3] float64 and their colours [N, 3] uint8."""
+    points = np.array([point.xyz for point in model.points3D.values()]).reshape(-1, 3)
+    return points, np.array([point.color for point in model.points3D.values()], np.uint8).reshape(-1, 3)
+
+
 def align_similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """Return s, R [3, 3], t [3] that minimise |s R x + t - y| over points x, y [N, 3] (Umeyama, PAMI 1991)."""
     mean0, mean1 = source.mean(0), target.mean(0)
@@ -284,8 +290,7 @@ def export_model(model: Any, out: str | Path) -> None:
     from gim_jax.viz import encode_png
 
     out, poses = Path(out), poses_of(model)
-    points = np.array([point.xyz for point in model.points3D.values()]).reshape(-1, 3)
-    colors = np.array([point.color for point in model.points3D.values()], np.uint8).reshape(-1, 3)
+    points, colors = points_of(model)
     write_ply(out / "points.ply", points, colors)
     cameras = {}
     for image in model.images.values():
@@ -306,13 +311,33 @@ def export_model(model: Any, out: str | Path) -> None:
     write_atomic(out / "picture.png", lambda file: file.write(encode_png(picture)))
 
 
-def draw_model(points: np.ndarray, colors: np.ndarray, poses: dict[str, np.ndarray]) -> np.ndarray:
-    """Draw the points from the middle camera and from 40 degrees to its side, with the path of the cameras in red."""
-    names = sorted(poses)
+def draw_model(
+    points: np.ndarray, colors: np.ndarray, poses: dict[str, np.ndarray], queries: dict[str, np.ndarray] | None = None
+) -> np.ndarray:
+    """Draw the points [N, 3] from the middle camera, and from its side and above: cameras in red, queries in green.
+
+    Returns:
+      [600, 1608, 3] uint8 RGB.
+    """
+    queries, names = queries or {}, sorted(poses)
     view = poses[names[len(names) // 2]]
-    centers = np.stack([geometry.invert_pose(poses[name])[:3, 3] for name in names])
-    seen = np.concatenate([points, np.repeat(centers, 60, 0)]) @ view[:3, :3].T + view[:3, 3]
-    reach = np.median(np.linalg.norm(points - centers.mean(0), axis=1)) * 0.015 if len(points) else 0.01
-    seen[len(points) :] += np.random.default_rng(0).normal(0, reach, (60 * len(centers), 3))  # a dot per camera
-    paint = np.concatenate([colors, np.tile(np.array([[255, 40, 40]], np.uint8), (60 * len(centers), 1))])
-    return side_by_side([draw_points(seen, paint, (800, 600), turn) for turn in (0, 40)])
+    centers = np.stack([geometry.invert_pose(pose)[:3, 3] for pose in poses.values()])
+    depth = np.median(np.linalg.norm(points - centers.mean(0), axis=1)) * 0.06 if len(points) else 0.1
+    shape, paint = [points], [colors]
+    for group, color in ((poses, (255, 40, 40)), (queries, (60, 255, 60))):
+        for pose in group.values():
+            edges = _camera_edges(depth)
+            inverse = geometry.invert_pose(pose)
+            shape.append(edges @ inverse[:3, :3].T + inverse[:3, 3])
+            paint.append(np.tile(np.array([color], np.uint8), (len(edges), 1)))
+    seen = np.concatenate(shape) @ view[:3, :3].T + view[:3, 3]
+    return side_by_side([draw_points(seen, np.concatenate(paint), (800, 600), *turn) for turn in ((0, 0), (35, 30))])
+
+
+def _camera_edges(depth: float, num: int = 25) -> np.ndarray:
+    """Return points [8 num, 3] on the edges of a camera's pyramid, the camera in the origin."""
+    corners = depth * np.array([[-0.5, -0.375, 1], [0.5, -0.375, 1], [0.5, 0.375, 1], [-0.5, 0.375, 1]])
+    along = np.linspace(0, 1, num)[:, None]
+    sides = [along * corner for corner in corners]
+    frame = [a + along * (b - a) for a, b in zip(corners, np.roll(corners, -1, 0))]
+    return np.concatenate(sides + frame)

@@ -207,22 +207,22 @@ def sample_colors(image: np.ndarray, kpts: np.ndarray) -> np.ndarray:
 
 
 def draw_points(
-    points: np.ndarray, colors: np.ndarray, size: tuple[int, int], turn_deg: float = 0.0, radius: int = 1
+    points: np.ndarray, colors: np.ndarray, size: tuple[int, int], turn_deg: float = 0.0, tilt_deg: float = 0.0
 ) -> np.ndarray:
-    """Draw points [N, 3] (y down, z forward) in perspective, turned about their middle: [H, W, 3] uint8 RGB."""
+    """Draw points [N, 3] (y down, z forward) in perspective, seen from a side and from above: [H, W, 3] uint8 RGB."""
     width, height = size
     canvas = np.zeros((height, width, 3), np.uint8)
     middle = np.median(points, axis=0)
     spread = float(np.percentile(np.linalg.norm(points - middle, axis=1), 90)) or 1.0
-    c, s = np.cos(np.radians(turn_deg)), np.sin(np.radians(turn_deg))
-    seen = (points - middle) @ np.array([[c, 0, -s], [0, 1, 0], [s, 0, c]]) / spread
+    turn = Rotation.from_euler("yx", [-turn_deg, tilt_deg], degrees=True)
+    seen = turn.apply(points - middle) / spread
     seen[:, 2] += 3
     near = np.flatnonzero(seen[:, 2] > 0.5)
     near = near[np.argsort(-seen[near, 2])]  # the nearest is drawn last
-    focal = 1.3 * min(size)
+    focal = 1.6 * min(size)
     x, y = np.rint(focal * seen[near, :2] / seen[near, 2:] + [width / 2, height / 2]).astype(int).T
-    for dx in range(-radius, radius + 1):
-        for dy in range(-radius, radius + 1):
+    for dx in (-1, 0, 1):
+        for dy in (-1, 0, 1):
             inside = (x + dx >= 0) & (x + dx < width) & (y + dy >= 0) & (y + dy < height)
             canvas[(y + dy)[inside], (x + dx)[inside]] = np.maximum(colors[near][inside], 40)
     return canvas
