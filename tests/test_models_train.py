@@ -22,6 +22,7 @@ from tests.networks import random_variables
 from tests.pairs import make_record
 from tests.posed import posed_record
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 SIZE = (96, 64)
 POINTS = SuperPointConfig(32, nms_radius=2, threshold=0.0)
 TINY_DKM = DKMConfig(
