@@ -37,7 +37,6 @@ EXPERIMENTS = {"loftr": "configs/loftr.py:outdoor", "dkm": "configs/dkm.py:gim"}
 FORMS = {  # name: is it the straightforward one, dtype
     "straightforward, float32": (True, "float32"),
     "straightforward, bfloat16": (True, "bfloat16"),
-    "ours, float32": (False, "float32"),
     "ours, bfloat16": (False, "bfloat16"),
 }
 MAX_BATCH = 256
@@ -99,25 +98,26 @@ def hbm(model: str, form: str, batch: int, chip: str) -> dict:
 
 
 def search(model: str, form: str, chip: str, rows: list[dict], keep) -> int:
-    """Find the largest batch that fits: from two sizes the others are guessed, and tried."""
+    """Find the largest batch that fits: the line through the two largest sizes tried says which to try next."""
 
-    def compiled(batch):
-        mine = [r for r in rows if (r["model"], r["form"], r["chip"]) == (model, form, chip)]
-        row = next((r for r in mine if r["batch"] == batch), None)
-        if row is None:
-            row = hbm(model, form, batch, chip)
-            rows.append(row)
+    def mine() -> dict[int, dict]:
+        return {r["batch"]: r for r in rows if (r["model"], r["form"], r["chip"]) == (model, form, chip)}
+
+    def compiled(batch: int) -> dict:
+        if batch not in mine():
+            rows.append(row := hbm(model, form, batch, chip))
             keep()
-            print(f"{model}, {form}, {batch} pairs: {row['hbm_gib']:.2f} GiB, compiled in {row['compile_s']:.0f} s")
-        return row
+            took = f"compiled in {row['compile_s']:.0f} s"
+            print(f"{model}, {form}, {batch} pairs: {row['hbm_gib']:.2f} GiB, {took}", flush=True)
+        return mine()[batch]
 
     one, two = compiled(1), compiled(2)
     low, high = sum(row["fits"] for row in (one, two)), MAX_BATCH if two["fits"] else 2
-    guess = int((one["hbm_there_gib"] - one["hbm_gib"]) / max(two["hbm_gib"] - one["hbm_gib"], 1e-3)) + 1
     while high - low > 1:
+        (a, gib), (b, more) = sorted((batch, row["hbm_gib"]) for batch, row in mine().items())[-2:]
+        guess = int(a + (one["hbm_there_gib"] - gib) * (b - a) / max(more - gib, 1e-3))
         guess = min(max(guess, low + 1), high - 1)
-        fits = compiled(guess)["fits"]
-        low, high, guess = (guess, high, guess + 1) if fits else (low, guess, guess - 1)
+        low, high = (guess, high) if compiled(guess)["fits"] else (low, guess)
     return low
 
 
