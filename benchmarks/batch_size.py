@@ -20,7 +20,6 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compiling claims no 
 import jax
 import numpy as np
 from jax import numpy as jnp
-from loftr_loss import dense as dense_coarse_loss
 
 from gim_jax import losses
 from gim_jax.cli.models import format_table
@@ -43,8 +42,16 @@ MAX_BATCH = 256
 
 
 def coarse_loss(a, b, match1, mask0=None, mask1=None, *, negatives=True, **_):
-    """`losses.coarse_loss` with the matrix of all confidences."""
-    return dense_coarse_loss(a, b, match1, negatives), jnp.zeros(())
+    """`losses.coarse_loss` with the matrix of all confidences: focal loss of the dual softmax, alpha 0.25, gamma 2."""
+    logits = jnp.einsum("blc,bsc->bls", a, b)
+    if mask0 is not None:
+        logits = jnp.where(mask0[:, :, None] & mask1[:, None], logits, -1e9)
+    conf = jnp.clip(jax.nn.softmax(logits, 1) * jax.nn.softmax(logits, 2), 1e-6, 1 - 1e-6)
+    true = match1[..., None] == jnp.arange(b.shape[1])
+    positive = jnp.where(true, -0.25 * (1 - conf) ** 2 * jnp.log(conf), 0).sum() / jnp.maximum(true.sum(), 1)
+    if not negatives:
+        return positive, jnp.zeros(())
+    return positive, jnp.where(true, 0, -0.25 * conf**2 * jnp.log(1 - conf)).sum() / jnp.maximum((~true).sum(), 1)
 
 
 def row_logsumexp(a, b, mask=None, chunk=0):
