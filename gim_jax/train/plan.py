@@ -40,12 +40,19 @@ def abstract_batch(data: Any, batch_size: int, mesh: Mesh) -> dict[str, jax.Shap
 
 def trace_step(config: Any, mesh: Mesh, batch_size: int) -> Any:
     """Trace the real training step of a configuration for a mesh: what `jax.jit(...).trace` gives."""
+    step, state, batch = _abstract_step(config, mesh, batch_size)
+    return step.trace(state, batch)
+
+
+def _abstract_step(config: Any, mesh: Mesh, batch_size: int) -> tuple[Any, Any, dict[str, jax.ShapeDtypeStruct]]:
+    """Make the step of a configuration, and the shapes of its two arguments."""
     module, objective, _ = build(config)
-    tx, schedule = make_optimizer(config.optim, config.num_steps, batch_size)
+    num_steps = config.num_steps * config.batch_size // batch_size  # of the same pairs
+    tx, schedule = make_optimizer(config.optim, num_steps, batch_size)
     init = make_init(module, config.data.channels, tx, config.optim.ema_decay > 0)
     state = abstract_state(init, mesh, config.mesh.fsdp_min_size)
     args = tx, schedule, config.seed, config.optim.ema_decay, mesh, state, config.optim.accumulate
-    return make_train_step(objective, module, *args).trace(state, abstract_batch(config.data, batch_size, mesh))
+    return make_train_step(objective, module, *args), state, abstract_batch(config.data, batch_size, mesh)
 
 
 def slice_of(topology: str, fsdp: int) -> Mesh:
@@ -101,15 +108,9 @@ def lower_for_gpu(config: Any, batch_size: int) -> dict[str, Any]:
     """
     from jax import export
 
-    mesh = sharding.make_mesh(1, jax.devices()[:1])
     module, objective, _ = build(config)
-    tx, schedule = make_optimizer(config.optim, config.num_steps, batch_size)
-    init = make_init(module, config.data.channels, tx, config.optim.ema_decay > 0)
-    state = abstract_state(init, mesh, config.mesh.fsdp_min_size)
-    args = tx, schedule, config.seed, config.optim.ema_decay, mesh, state, config.optim.accumulate
-    step, batch = make_train_step(objective, module, *args), abstract_batch(config.data, batch_size, mesh)
-    wrapped: Any = step
-    export.export(wrapped, platforms=["cuda"])(state, batch)
+    step, state, batch = _abstract_step(config, sharding.make_mesh(1, jax.devices()[:1]), batch_size)
+    export.export(step, platforms=["cuda"])(state, batch)
     _, saved = jax.eval_shape(
         lambda params: jax.vjp(
             lambda p: objective(module, state.replace(params=p).variables(), _zeros(batch), jax.random.key(0), True)[0],
@@ -118,7 +119,7 @@ def lower_for_gpu(config: Any, batch_size: int) -> dict[str, Any]:
         state.params,
     )
     size = lambda tree: sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(tree)) / GIB  # noqa: E731
-    flops = count_flops(wrapped.trace(state, batch).jaxpr.jaxpr) / 1e12
+    flops = count_flops(step.trace(state, batch).jaxpr.jaxpr) / 1e12
     return {"state_gib": size(state), "batch_gib": size(batch), "saved_gib": size(saved), "tflop": flops}
 
 
