@@ -219,7 +219,8 @@ def draw_points(
     seen[:, 2] += 3
     near = np.flatnonzero(seen[:, 2] > 0.5)
     near = near[np.argsort(-seen[near, 2])]  # the nearest is drawn last
-    focal = 1.6 * min(size)
+    reach = (np.abs(seen[near, :2]) / seen[near, 2:] / (np.array(size) / 2)).max(1)
+    focal = 0.85 / max(float(np.percentile(reach, 97)), 1e-6) if len(near) else 1.0  # a few may lie outside
     x, y = np.rint(focal * seen[near, :2] / seen[near, 2:] + [width / 2, height / 2]).astype(int).T
     for dx in (-1, 0, 1):
         for dy in (-1, 0, 1):
