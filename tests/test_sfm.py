@@ -146,6 +146,22 @@ def test_exif_orientation_is_undone(tmp_path):
     np.testing.assert_allclose(kpts1, [[470, 20]])
 
 
+def test_images_of_one_size_and_focal_length_share_a_camera(tmp_path):
+    import pycolmap
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x8769] = {0xA405: 28}  # mm on 36 mm film
+    sizes = {"a.jpg": (64, 48), "b.jpg": (80, 48), "c.jpg": (64, 48), "d.jpg": (64, 48), "e.jpg": (64, 48)}
+    for name, size in sizes.items():
+        Image.new("RGB", size).save(tmp_path / name, **({"exif": exif} if name in "b.jpg d.jpg e.jpg" else {}))
+    sfm.write_database(tmp_path / "a.db", tmp_path, dict.fromkeys(sizes, np.zeros((1, 2))), [], [], verify=False)
+    with pycolmap.Database.open(str(tmp_path / "a.db")) as database:
+        cameras = {image.name[0]: image.camera_id for image in database.read_all_images()}
+    groups = {frozenset(name for name in cameras if cameras[name] == camera) for camera in cameras.values()}
+    assert groups == {frozenset("ac"), frozenset("b"), frozenset("de")}
+
+
 def test_held_back_images_are_localized(world, tmp_path):
     import pycolmap
 

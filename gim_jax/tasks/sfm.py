@@ -153,9 +153,13 @@ def write_database(
     if camera_model:
         options.camera_model = camera_model
         options.camera_params = ",".join(f"{value:.17g}" for value in camera_params)
-    mode = getattr(pycolmap.CameraMode, cameras.upper().replace("-", "_"))
+    groups: dict[Any, list[str]] = {}
+    for name in sorted(keypoints):  # COLMAP's own "auto" shares no camera where EXIF names none
+        groups.setdefault(_camera_of(Path(folder) / name) if cameras == "auto" else None, []).append(name)
+    mode = getattr(pycolmap.CameraMode, "SINGLE" if cameras == "auto" else cameras.upper().replace("-", "_"))
     pycolmap.Database.open(str(path)).close()
-    pycolmap.import_images(str(path), str(folder), camera_mode=mode, image_names=sorted(keypoints), options=options)
+    for names in groups.values():
+        pycolmap.import_images(str(path), str(folder), camera_mode=mode, image_names=names, options=options)
     database = pycolmap.Database.open(str(path))
     try:
         ids = {image.name: image.image_id for image in database.read_all_images()}
@@ -174,6 +178,12 @@ def write_database(
         text = "".join(f"{name0} {name1}\n" for name0, name1 in pairs)
         write_atomic(listing, lambda file: file.write(text.encode()))
         pycolmap.verify_matches(str(path), str(listing), options=verification_options(pycolmap))
+
+
+def _camera_of(path: Path) -> tuple[Any, ...]:
+    """Return what images of one camera have in common: width, height, EXIF's focal length or None."""
+    camera = quiet_pycolmap().infer_camera_from_image(str(path))
+    return camera.width, camera.height, camera.mean_focal_length() if camera.has_prior_focal_length else None
 
 
 def verification_options(pycolmap: Any) -> Any:
