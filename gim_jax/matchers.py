@@ -22,7 +22,7 @@ from gim_jax.image import (
     size_of,
     to_gray,
 )
-from gim_jax.models import ModelInfo, in_dtype
+from gim_jax.models import ModelInfo, in_dtype, without_how
 from gim_jax.prefetch import AHEAD, load_pairs
 from gim_jax.types import Features, Matches, Warp
 from gim_jax.weights import store
@@ -254,7 +254,7 @@ class Network(Matcher):
             if meta.get("untrained"):
                 raise ValueError(f"{weights}: a start for gim-jax train: its {meta['untrained']} is not trained")
         name = str(weights) if self.weights["file"] else "weights"
-        trained = replace(info.config, meta.get("config") or {}, name)
+        trained = replace(info.config, without_how(meta.get("config") or {}), name)
         preset = Preset(resampling=info.resampling, **info.resize)
         parts = {"preset": preset, "config": trained, **self._own_settings(info)}
         preset, config, *own = _settings(settings or {}, parts, info.name)

@@ -190,6 +190,7 @@ def test_configuration_comes_with_the_weights(tmp_path):
     """A network trained with other widths than the named model's is built as it was trained."""
     variables = random_variables(MODELS["loftr_tiny"], **SMALL)
     meta = {"model": "loftr", "name": "loftr_tiny", "config": SMALL | {"thr": 0.5}}
+    meta["config"] |= {"dtype": "bfloat16", "remat": False}  # of the training, not of the network: left out
     store.save(tmp_path / "w.safetensors", variables, meta)
     loaded = gim_jax.load_matcher("loftr_tiny", tmp_path / "w.safetensors", border_rm=1)
     assert loaded.config == dataclasses.replace(MODELS["loftr_tiny"].config, **SMALL, thr=0.5, border_rm=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import ModuleType
@@ -344,6 +345,18 @@ def get_model(name: str) -> ModelInfo:
 
 
 DTYPES = ("float32", "bfloat16")  # what a network computes in; scores, statistics and geometry are float32 in both
+
+
+HOW = ("dtype", "remat")  # fields of a network that say how it is computed, not what
+
+
+def without_how(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a network's settings as weights carry them: whatever it was trained in, it is read in the model's own."""
+    return {
+        name: without_how(value) if isinstance(value, Mapping) else value
+        for name, value in config.items()
+        if name not in HOW
+    }
 
 
 def in_dtype(config: Any, dtype: str) -> Any:

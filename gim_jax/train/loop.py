@@ -26,7 +26,7 @@ from gim_jax import __version__
 from gim_jax.config import config_hash, replace
 from gim_jax.data.pipeline import Batches
 from gim_jax.data.tfrecord import write_atomic
-from gim_jax.models import get_model, in_dtype
+from gim_jax.models import get_model, in_dtype, without_how
 from gim_jax.train import sharding
 from gim_jax.train.checkpoints import Checkpoints, StopSignal
 from gim_jax.train.compiled import PEAKS, count_flops
@@ -73,7 +73,7 @@ def build(config: Any) -> tuple[Any, Callable, dict[str, Any]]:
     fields = {name: value for name, value in config.model.to_dict().items() if name != "name"}
     model_config = replace(info.config, fields, "config.model")
     model_config = in_dtype(model_config, model_config.dtype)
-    meta = {"model": info.family, "name": info.name, "config": dataclasses.asdict(model_config)}
+    meta = {"model": info.family, "name": info.name, "config": without_how(dataclasses.asdict(model_config))}
     channels = getattr(model_config, "in_channels", info.channels)
     if config.data.channels != channels:
         raise ValueError(f"data.channels: found {config.data.channels}, expected {channels} for {info.name}")
