@@ -70,11 +70,15 @@ def load_matcher(name: str, weights: Any = None, batch_size: int = 1, **settings
 
 
 def enable_compilation_cache(folder: str | Path | None = None) -> Path:
-    """Keep compiled programs on disk, by default in `$XDG_CACHE_HOME/gim-jax/xla`; a second process starts at once."""
+    """Keep compiled programs on disk, so that a second process starts at once.
+
+    By default in `$JAX_COMPILATION_CACHE_DIR`, such as a folder that all hosts of a pod share, or, where that is not
+    set, in `$XDG_CACHE_HOME/gim-jax/xla`.
+    """
     import jax
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = Path(folder) if folder else cache / "gim-jax" / "xla"
-    jax.config.update("jax_compilation_cache_dir", str(path))
+    path = str(folder or os.environ.get("JAX_COMPILATION_CACHE_DIR") or cache / "gim-jax" / "xla")  # may be gs://
+    jax.config.update("jax_compilation_cache_dir", path)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    return path
+    return Path(path)

@@ -273,11 +273,15 @@ def test_models_command_lists_all(capsys):
     assert {row["name"] for row in json.loads(capsys.readouterr().out)} == set(api.list_models())
 
 
-def test_compilation_cache_follows_xdg(tmp_path, monkeypatch):
+def test_compilation_cache_follows_the_environment(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = jax.config.jax_compilation_cache_dir
     try:
         assert api.enable_compilation_cache() == tmp_path / "gim-jax" / "xla"
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "gim-jax" / "xla")
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://pod/xla")  # a user's own goes before
+        api.enable_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == "gs://pod/xla"
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

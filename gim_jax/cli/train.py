@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
+from gim_jax.api import enable_compilation_cache
 from gim_jax.config import load_config
 
 
@@ -39,6 +40,7 @@ def join_hosts(coordinator: str | None, num_processes: int | None, process_id: i
 def run(args) -> int:
     config = load_config(args.config, args.overrides)
     first = join_hosts(args.coordinator, args.num_processes, args.process_id)
+    enable_compilation_cache()
     from gim_jax.train import loop  # a second of imports that a wrong option need not wait for
 
     with Line(every_s=0.5 if sys.stdout.isatty() else 10.0) as line:
