@@ -254,9 +254,17 @@ def test_commands_refuse_bad_input(world, tmp_path, capsys):
     images = str(folder / "images")
     common = ["localize", "--images", images, "--query-images", images, "--out", str(tmp_path / "p.txt")]
     assert cli.main([*common, "--colmap", str(tmp_path)]) == 2
+    camera = ["--camera-model", "PINHOLE", "--camera-params", "nan", "1", "1", "1"]
+    for words in (["--merge", "-1"], ["--max-keypoints", "0"], camera):
+        assert cli.main(["reconstruct", images, "--out", str(tmp_path / "o"), *words]) == 2
+    for words in (["--max-error", "-3"], ["--anchor", "nan"], ["--picture", str(tmp_path)]):
+        assert cli.main([*common, "--colmap", str(folder / "sparse/0"), *words]) == 2
     error = capsys.readouterr().err
     assert "none: no such file or folder" in error and "found no image, expected some" in error
-    assert "expected the folder of a COLMAP model" in error
+    assert "expected the folder of a COLMAP model" in error and "PINHOLE: found nan, 1.0" in error
+    for text in ("--merge: found -1", "--max-keypoints: found 0", "--max-error: found -3", "--anchor: found nan"):
+        assert text in error
+    assert f"{tmp_path}: is a folder" in error
     assert not (tmp_path / "p.txt").exists() and not (tmp_path / "o").exists()
 
 

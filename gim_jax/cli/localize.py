@@ -50,6 +50,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--retriangulate: needs --cache for the new model")
     if args.num_retrieved < 1:
         raise ValueError(f"--num-retrieved: found {args.num_retrieved}, expected one or more")
+    for name, value in (("--max-error", args.max_error), ("--anchor", args.anchor)):
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{name}: found {value:g}, expected a positive number of px")
     if args.inloc and args.picture:
         raise ValueError("--picture: draws a model, --inloc has none")
     if args.inloc:

@@ -106,9 +106,11 @@ def parse_settings(texts: list[str]) -> dict:
 
 
 def check_writable(path: str | None) -> None:
-    """Refuse an output file whose folder does not exist, before any work is done."""
+    """Refuse an output file whose folder does not exist, or that is a folder, before any work is done."""
     if path and not Path(path).parent.is_dir():
         raise ValueError(f"{path}: the folder {Path(path).parent} does not exist")
+    if path and Path(path).is_dir():
+        raise ValueError(f"{path}: is a folder, expected a file to write")
 
 
 def check_positive(threshold: float) -> None:

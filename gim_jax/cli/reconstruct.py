@@ -109,6 +109,10 @@ def matcher_of_many(args: argparse.Namespace):
         raise ValueError("--camera-model, --camera-params: found one of them, expected both or none")
     if args.camera_model:
         sfm.check_camera(args.camera_model, args.camera_params)
+    if args.merge is not None and not 0 <= args.merge < np.inf:
+        raise ValueError(f"--merge: found {args.merge:g}, expected px, 0 or more")
+    if args.max_keypoints is not None and args.max_keypoints < 1:
+        raise ValueError(f"--max-keypoints: found {args.max_keypoints}, expected one or more")
     check_folder(args.out)
     if args.model != "rootsift":
         api.enable_compilation_cache()

@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--host, --port: cannot listen at {args.host}:{args.port}: {error.strerror}") from error
     matchers = {"rootsift": api.load_matcher("rootsift")}
     for text in args.weights:
-        name, equals, path = text.partition("=")
-        if not equals:
+        name, _, path = text.partition("=")
+        if not path:
             raise ValueError(f"--weights: found {text!r}, expected MODEL=FILE")
         matchers[name] = api.load_matcher(name, path)
     labels = LabelSet(args.labels) if args.labels else None

@@ -119,6 +119,8 @@ def check_camera(model: str, params: Sequence[float]) -> None:
     camera = pycolmap.Camera.create_from_model_name(0, model, 1.0, 1, 1)
     if len(params) != len(camera.params):
         raise ValueError(f"{model}: found {len(params)} parameters, expected {camera.params_info}")
+    if not np.isfinite(params).all() or params[0] <= 0:
+        raise ValueError(f"{model}: found {', '.join(map(str, params))}, expected finite numbers, the first one positive")
 
 
 def write_database(
