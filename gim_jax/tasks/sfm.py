@@ -120,7 +120,9 @@ def check_camera(model: str, params: Sequence[float]) -> None:
     if len(params) != len(camera.params):
         raise ValueError(f"{model}: found {len(params)} parameters, expected {camera.params_info}")
     if not np.isfinite(params).all() or params[0] <= 0:
-        raise ValueError(f"{model}: found {', '.join(map(str, params))}, expected finite numbers, the first one positive")
+        raise ValueError(
+            f"{model}: found {', '.join(map(str, params))}, expected finite numbers, the first one positive"
+        )
 
 
 def write_database(
