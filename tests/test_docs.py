@@ -1,6 +1,7 @@
 """The site says what is true: its commands are accepted, its pictures exist, its table names every model."""
 
 import argparse
+import dataclasses
 import importlib
 import re
 import shlex
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gim_jax.cli import COMMANDS
+from gim_jax.matchers import Preset
 from gim_jax.models import MODELS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -46,3 +48,14 @@ def test_links_and_pictures_exist(page):
 def test_table_names_every_model():
     text = (DOCS / "models.md").read_text()
     assert [name for name in MODELS if f"`{name}`" not in text] == []
+
+
+def test_settings_exist():
+    """What the pages change by `--set` is a field of a network, of a resizing or of a detector."""
+    parts = [Preset, *(MODELS[name].config for name in ("gim_dkm", "gim_loftr", "gim_lightglue"))]
+    known = {"key"} | {field.name for part in parts for field in dataclasses.fields(part)}
+    detector = MODELS["gim_lightglue"].config.extractor
+    known |= {f"extractor.{field.name}" for field in dataclasses.fields(detector)}
+    pages = [*PAGES, DOCS.parent / "README.md"]
+    named = {key for page in pages for key in re.findall(r"--set ([a-z_.]+)=", page.read_text())}
+    assert named - known == set()
