@@ -2,10 +2,12 @@
 
 import functools
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
+from jax import numpy as jnp
 
 from gim_jax.data.augment import Augment, make_sample
 from gim_jax.models.dkm_network import DKM, DKMConfig
@@ -13,7 +15,7 @@ from gim_jax.models.lightglue import LightGlue, LightGlueConfig
 from gim_jax.models.loftr import LoFTR, LoFTRConfig
 from gim_jax.models.superglue import SuperGlue, SuperGlueConfig
 from gim_jax.models.superpoint import SuperPointConfig
-from gim_jax.train import sharding
+from gim_jax.train import objectives, sharding
 from gim_jax.train.defaults import defaults
 from gim_jax.train.objectives import OBJECTIVES
 from gim_jax.train.state import abstract_state, make_init, make_optimizer, shardings_of
@@ -110,6 +112,23 @@ def test_batch_in_parts_gives_the_gradients_of_the_whole():
     assert whole["loss_posed"] > 0 and whole["loss_video"] > 0
     np.testing.assert_allclose(parts["loss"], whole["loss"], rtol=0.1)
     np.testing.assert_allclose(parts["grad_norm"], whole["grad_norm"], rtol=0.2)
+
+
+def test_windows_in_pieces_have_the_gradients_of_all_at_once(monkeypatch):
+    module, rng = MODULES["loftr"], np.random.default_rng(0)
+    variables = fresh("loftr").variables()
+    coarse, fine = module.config.block_dims[2], module.config.block_dims[0]
+    shapes = {"coarse0": (2, 4, 6, coarse), "coarse1": (2, 4, 6, coarse)}
+    shapes |= {"fine0": (2, 16, 24, fine), "fine1": (2, 16, 24, fine)}
+    features = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    cells = rng.integers(0, 24, (2, 2, 10))
+
+    def gradients(chunk):
+        monkeypatch.setattr(objectives, "FINE_CHUNK", chunk)
+        value = lambda f: sum(jnp.sin(w).sum() for w in objectives.refine(module, variables, f, *cells))  # noqa: E731
+        return jax.jit(jax.grad(value))(features)
+
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), gradients(4), gradients(10))
 
 
 def test_parts_of_a_batch_stay_on_their_devices():

@@ -12,13 +12,25 @@ from jax import numpy as jnp
 
 from gim_jax import losses, losses_dense, supervision
 from gim_jax.models import dkm, loftr
+from gim_jax.ops import assignment
 from gim_jax.train.keypoints import keypoint_objective
 from gim_jax.train.kinds import DEFAULT, Settings, mix, supervision_of
+
+FINE_CHUNK = 512  # windows of a pair that LoFTR's fine stage sees at once
 
 
 def to_float(image: jax.Array) -> jax.Array:
     """uint8 -> float32 in [0, 1]."""
     return image.astype(jnp.float32) / 255
+
+
+def refine(module, variables: dict, features: dict, cells0, cells1) -> tuple[jax.Array, jax.Array]:
+    """Compute `LoFTR.refine`, many windows in pieces and again for the gradient: attention in 4096 windows at once is
+    4 of the 9 GiB that a step would hold at 840x840."""
+    piece = lambda cells: module.apply(variables, features, *cells, method="refine")  # noqa: E731
+    if cells0.shape[1] > FINE_CHUNK:
+        piece = jax.checkpoint(piece)
+    return assignment.map_rows(piece, (cells0, cells1), FINE_CHUNK)
 
 
 def loftr_video(module, variables: dict, features: dict, kpts0, kpts1, mask, mask0, mask1) -> dict:
@@ -42,7 +54,7 @@ def loftr_video(module, variables: dict, features: dict, kpts0, kpts1, mask, mas
     inside = lambda kpts: jnp.where(fine_mask[..., None], kpts[:, ::every], 0)  # noqa: E731
     cells0, place = losses.zero_shot_fine_cells(inside(kpts0), features["coarse0"].shape[2])
     cells1, target = losses.zero_shot_fine_cells(inside(kpts1), features["coarse1"].shape[2])
-    windows0, windows1 = module.apply(variables, features, cells0, cells1, method="refine")
+    windows0, windows1 = refine(module, variables, features, cells0, cells1)
     offset = loftr.fine_offset(losses.window_query(windows0, place), windows1)
     target = target / (config.fine_window_size // 2)
     return {
@@ -83,7 +95,7 @@ def loftr_posed(module, variables: dict, features: dict, batch: dict, rng, setti
     target = supervision.fine_targets(given, targets, index, cells0.ravel(), cells1.ravel()).reshape(*cells0.shape, 2)
     mask &= jnp.isfinite(target).all(-1)
     target = jnp.where(mask[..., None], target, 0)
-    windows0, windows1 = module.apply(variables, features, cells0, cells1, method="refine")
+    windows0, windows1 = refine(module, variables, features, cells0, cells1)
     offset = loftr.fine_offset(windows0[:, :, windows0.shape[2] // 2], windows1)
     return {
         "coarse": positive + negative * size / jnp.maximum(posed.sum(), 1),  # the mean counts the video pairs, too
