@@ -123,7 +123,7 @@ def search(model: str, form: str, chip: str, rows: list[dict], keep) -> int:
     while high - low > 1:
         (a, gib), (b, more) = sorted((batch, row["hbm_gib"]) for batch, row in mine().items())[-2:]
         guess = int(a + (one["hbm_there_gib"] - gib) * (b - a) / max(more - gib, 1e-3))
-        guess = min(max(guess, low + 1), high - 1)
+        guess = min(max(guess, low + 1), high - 1, 2 * max(low, 1))  # the line may fall
         low, high = (guess, high) if compiled(guess)["fits"] else (low, guess)
     return low
 
