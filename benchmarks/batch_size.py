@@ -28,7 +28,7 @@ from gim_jax.data.tfrecord import write_atomic
 from gim_jax.models import dkm_network
 from gim_jax.ops import assignment
 from gim_jax.ops.sampling import grid_sample
-from gim_jax.train import sharding
+from gim_jax.train import objectives, sharding
 from gim_jax.train.compiled import measure
 from gim_jax.train.plan import slice_of, trace_step
 
@@ -77,8 +77,14 @@ def local_correlation(feat0, feat1, flow, radius):
     return jnp.einsum("bhwc,bhwkc->bhwk", feat0, windows).astype(jnp.float32) / feat0.shape[-1] ** 0.5
 
 
+def refine(module, variables, features, cells0, cells1):
+    """`objectives.refine` with all windows at once."""
+    return module.apply(variables, features, cells0, cells1, method="refine")
+
+
 STRAIGHTFORWARD = (
     (losses, coarse_loss),
+    (objectives, refine),
     (assignment, row_logsumexp),
     (dkm_network, depthwise_conv),
     (dkm_network, local_correlation),

@@ -2,7 +2,6 @@
 
 import functools
 from dataclasses import replace
-from functools import partial
 
 import jax
 import numpy as np
@@ -128,7 +127,7 @@ def test_windows_in_pieces_have_the_gradients_of_all_at_once(monkeypatch):
         value = lambda f: sum(jnp.sin(w).sum() for w in objectives.refine(module, variables, f, *cells))  # noqa: E731
         return jax.jit(jax.grad(value))(features)
 
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), gradients(4), gradients(10))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), gradients(4), gradients(10))
 
 
 def test_parts_of_a_batch_stay_on_their_devices():

@@ -337,10 +337,9 @@ def draw_model(
     view = poses[names[len(names) // 2]]
     centers = np.stack([geometry.invert_pose(pose)[:3, 3] for pose in poses.values()])
     depth = np.median(np.linalg.norm(points - centers.mean(0), axis=1)) * 0.06 if len(points) else 0.1
-    shape, paint = [points], [colors]
+    edges, shape, paint = _camera_edges(depth), [points], [colors]
     for group, color in ((poses, (255, 40, 40)), (queries, (60, 255, 60))):
         for pose in group.values():
-            edges = _camera_edges(depth)
             inverse = geometry.invert_pose(pose)
             shape.append(edges @ inverse[:3, :3].T + inverse[:3, 3])
             paint.append(np.tile(np.array([color], np.uint8), (len(edges), 1)))
