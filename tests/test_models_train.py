@@ -123,7 +123,7 @@ def test_windows_in_pieces_have_the_gradients_of_all_at_once(monkeypatch):
     cells = rng.integers(0, 24, (2, 2, 10))
 
     def gradients(chunk):
-        monkeypatch.setattr(objectives, "FINE_CHUNK", chunk)
+        monkeypatch.setattr(objectives, "TRAIN_FINE_CHUNK", chunk)
         value = lambda f: sum(jnp.sin(w).sum() for w in objectives.refine(module, variables, f, *cells))  # noqa: E731
         return jax.jit(jax.grad(value))(features)
 

@@ -16,7 +16,7 @@ from gim_jax.ops import assignment
 from gim_jax.train.keypoints import keypoint_objective
 from gim_jax.train.kinds import DEFAULT, Settings, mix, supervision_of
 
-FINE_CHUNK = 512  # windows of a pair that LoFTR's fine stage sees at once
+TRAIN_FINE_CHUNK = 512  # windows of a pair that LoFTR's fine stage sees at once
 
 
 def to_float(image: jax.Array) -> jax.Array:
@@ -28,9 +28,9 @@ def refine(module, variables: dict, features: dict, cells0, cells1) -> tuple[jax
     """Compute `LoFTR.refine`, many windows in pieces and again for the gradient: attention in 4096 windows at once is
     4 of the 9 GiB that a step would hold at 840x840."""
     piece = lambda cells: module.apply(variables, features, *cells, method="refine")  # noqa: E731
-    if cells0.shape[1] > FINE_CHUNK:
+    if cells0.shape[1] > TRAIN_FINE_CHUNK:
         piece = jax.checkpoint(piece)
-    return assignment.map_rows(piece, (cells0, cells1), FINE_CHUNK)
+    return assignment.map_rows(piece, (cells0, cells1), TRAIN_FINE_CHUNK)
 
 
 def loftr_video(module, variables: dict, features: dict, kpts0, kpts1, mask, mask0, mask1) -> dict:
