@@ -15,8 +15,8 @@ Data        packed folders, separated by commas: `gim-jax label ... && gim-jax p
             expect: 39.1 (50 h of video). Not run at full size.
             gim-jax train --config=configs/loftr.py:gim --config.data.records=MEGADEPTH,SCANNET,PAIRS --workdir=RUN
 
-Memory: bfloat16, blocks recomputed, 2 parts a step (`optim.accumulate`): so 64 pairs fit 16 chips of 16 GiB.
-Chips and hours planned for `gim`: 16 v5e, 14.8 of 16 GiB, 5.8 days (2230 chip hours); 16 v6e, 2.8 days (1073); of any
+Memory: bfloat16, blocks recomputed: 64 pairs fit 16 chips of 16 GiB.
+Chips and hours planned for `gim`: 16 v5e, 12.5 of 16 GiB, 2.2 days (847 chip hours); 16 v6e, 1.1 days (417); of any
 slice: `gim-jax plan --config=configs/loftr.py:gim --topology=v5e:4x4 --pairs-per-chip=4`. See docs/pods.md.
 Sources: gim's README and trainer/lightning.py; LoFTR's src/config/default.py and configs/.
 """
@@ -32,7 +32,7 @@ def get_config(argument: str = ""):
     config = defaults()
     config.batch_size = 64
     config.data.update(size=(840, 840), channels=1, depth=True)
-    config.optim.update(lr=1e-3, min_lr=5e-5, weight_decay=0.1, accumulate=2)
+    config.optim.update(lr=1e-3, min_lr=5e-5, weight_decay=0.1)
     if argument == "outdoor":
         use_model(
             config, "loftr_outdoor", temp_bug_fix=True, remat="all", dtype="bfloat16"
@@ -54,7 +54,7 @@ def get_config(argument: str = ""):
         use_model(config, "loftr_tiny")
         shrink(config, (160, 120), 280)
         config.checkpoint_every = 70
-        config.optim.update(lr=3e-3, weight_decay=0.01, accumulate=1)
+        config.optim.update(lr=3e-3, weight_decay=0.01)
     else:
         raise ValueError(f"configs/loftr.py: found argument {argument!r}, expected outdoor, gim or tiny")
     return config

@@ -187,7 +187,8 @@ def coarse_loss(a, b, match1, mask0=None, mask1=None, *, kind="focal", negatives
         return jnp.where(counted, focal(conf, False, kind), 0).sum(-1)
 
     sums = assignment.map_rows(row_sums, (a, rows, match1, valid0), chunk)
-    negative = sums.sum() / jnp.maximum(batch * num0 * num1 - true.sum(), 1)
+    others = float(batch * num0 * num1) - true.sum()  # a batch of 64 at 840x840 has more pairs than an int32 counts
+    negative = sums.sum() / jnp.maximum(others, 1)
     return positive, negative
 
 

@@ -158,6 +158,13 @@ def test_streamed_loss_equals_dense_loss_in_value_and_gradient(kind):
         np.testing.assert_allclose(g, e, atol=1e-9 * np.abs(e).max())
 
 
+def test_the_loss_takes_more_pairs_of_cells_than_an_int32_counts():
+    """The recipe's batch of 64 pairs at 840x840 has 7.8e9 of them."""
+    tokens, match1 = jax.ShapeDtypeStruct((64, 105 * 105, 8), jnp.float32), jax.ShapeDtypeStruct((64, 105 * 105), int)
+    positive, negative = jax.eval_shape(losses.coarse_loss, tokens, tokens, match1)
+    assert positive.shape == negative.shape == ()
+
+
 def test_streamed_loss_needs_a_quarter_of_the_memory():
     """At 840x840, L = 11025 cells: peak of loss and gradient as the compiler plans it."""
     tokens = jax.ShapeDtypeStruct((1, 105 * 105, 256), jnp.float32)

@@ -37,16 +37,59 @@ def test_flops_of_products_convolutions_and_loops_by_hand():
     assert flops(backward, (5, 5)) == 3 * 2 * 5**3 + 2 * 5**3  # forward, again, and two backward
 
 
-def test_collectives_are_counted_with_their_bytes():
-    text = """
+PROGRAM = """HloModule step, entry_computation_layout={(f32[4])->f32[4]}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%inner (x: (s32[], f32[2])) -> (s32[], f32[2]) {
+  %all-gather-start.2 = (f32[2]{0}, f32[6]{0}) all-gather-start(f32[2]{0} %y), backend_config={"estimated_cycles":"7"}
+  %done = f32[6]{0} all-gather-done(%all-gather-start.2)
+}
+
+%until3 (x: (s32[], f32[2])) -> pred[] {
+  %c = s32[]{:T(128)} constant(3)
+}
+
+%outer (x: (s32[], f32[2])) -> (s32[], f32[2]) {
+  %w = (s32[], f32[2]) while(%x), condition=%until3, body=%inner
+  %f = f32[2]{0} fusion(%w), backend_config={"estimated_cycles":"100"}
+}
+
+%until5 (x: (s32[], f32[2])) -> pred[] {
+  %c = s32[] constant(5)
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
   %all-reduce.1 = f32[10,3]{1,0:T(8,128)} all-reduce(f32[10,3]{1,0} %x), replica_groups={}
   %ar = (f32[4]{0}, bf16[8]{0}) all-reduce(%a, %b), to_apply=%add
-  %all-gather-start.2 = (f32[2]{0}, f32[6]{0}) all-gather-start(f32[2]{0} %y)
-  %done = f32[6]{0} all-gather-done(%all-gather-start.2)
+  %w = (s32[], f32[2]) while(%x), condition=%until5, body=%outer
+  %g = f32[2]{0} fusion(%w), backend_config={"estimated_cycles":"1000"}
+}
 """
-    counts, moved = compiled.collectives(text)
-    assert counts == {"all-reduce": 2, "all-gather": 1}
-    assert moved == 120 + 16 + 16 + (8 + 24) // 2
+
+
+def test_collectives_and_cycles_count_as_often_as_they_run():
+    """A loop of 5 turns with one of 3 in it."""
+    counts, moved = compiled.collectives(PROGRAM)
+    assert counts == {"all-reduce": 2, "all-gather": 5 * 3}
+    assert moved == 120 + 16 + 16 + 5 * 3 * (8 + 24) // 2
+    assert compiled.estimated_cycles(PROGRAM) == 1000 + 5 * (100 + 3 * 7)
+
+
+def test_bytes_of_loops_count_every_turn():
+    """7 turns of a product and of 3 more, of 64x64: each reads two matrices, writes one and copies it for the next."""
+    product, num_bytes = lambda x, w: jax.lax.optimization_barrier(x @ w), 64 * 64 * 4
+
+    def step(x, w):
+        inner = lambda x, _: (product(x, w), None)  # noqa: E731
+        return jax.lax.scan(lambda x, _: (jax.lax.scan(inner, product(x, w), length=3)[0], None), x, length=7)[0]
+
+    matrix = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+    program = jax.jit(step).lower(matrix, matrix).compile()
+    moved = compiled.loop_factor(program.as_text()) * program.cost_analysis()["bytes accessed"]
+    assert moved == pytest.approx(7 * (1 + 3) * (3 + 2) * num_bytes, rel=0.05)
 
 
 @pytest.mark.parametrize(

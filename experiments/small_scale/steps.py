@@ -24,6 +24,7 @@ FOVS = (65, 50, 95, 80)  # of their cameras in turn, degrees; the posed pairs ha
 WORLDS = {"stone": 65, "market": 90}  # looks that nobody trains on, and the cameras that see them
 MODELS = {"loftr": "loftr_tiny", "lightglue": "lightglue_disk", "dkm": "dkm_tiny"}
 LONG_SIDE = {"lightglue_disk": 320}  # px of the images at evaluation, where the model's own size is another
+PARTS_OF_BATCH = {"lightglue": 2}  # DISK is most of its time
 REAL_VIDEOS = ("gopro_max_heromode.mp4", "solidWhiteRight.mp4")  # of free licences
 
 
@@ -237,7 +238,8 @@ class Table:
         about = ROWS[row]
         labels = [self.labels(network, kind) for kind in about.videos]
         records = ",".join(str(self.out / one / "records") for one in ("towns", *labels))
-        settings = [f"data.records={records}", f"seed={seed}", *self.schedule(self.scale.batch_size)]
+        batch_size = self.scale.batch_size // PARTS_OF_BATCH.get(network, 1)
+        settings = [f"data.records={records}", f"seed={seed}", *self.schedule(batch_size)]
         needs, commands = ["towns", *labels], []
         if network == "lightglue":
             start = self.start()

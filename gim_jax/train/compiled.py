@@ -1,24 +1,28 @@
 """What a traced program costs on chips that are not there: their own compiler is asked, and FLOPs are counted.
 
-Memory, bytes and the compiler's own time are what it says of the program that every chip would run. FLOPs are counted
-in the traced program, loops times their length, because the compiler counts one turn of a loop.
+Memory, bytes and the compiler's own time are what it says of the program that every chip would run. It counts one turn
+of a loop: FLOPs are counted in the traced program, bytes and time are raised by what the other turns move.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 GIB = 2**30
-CHIPS = {  # generation: HBM GiB, bfloat16 TFLOP/s, HBM GB/s, per chip (cloud.google.com/tpu/docs/system-architecture)
-    "v4": (32, 275, 1228),
-    "v5e": (16, 197, 819),
-    "v5p": (95, 459, 2765),
-    "v6e": (32, 918, 1640),
+CHIPS = {  # generation: HBM GiB, bfloat16 TFLOP/s, HBM GB/s, per chip (cloud.google.com/tpu/docs/system-architecture);
+    # GHz: those TFLOP/s over two operations of 8, 4, 8 multiplier arrays of 128x128 and 4 of 256x256
+    "v4": (32, 275, 1228, 1.05),
+    "v5e": (16, 197, 819, 1.5),
+    "v5p": (95, 459, 2765, 1.75),
+    "v6e": (32, 918, 1640, 1.75),
 }
 PEAKS = {  # `device_kind`: bfloat16 TFLOP/s of what JAX calls a device (NVIDIA: data sheets, dense)
     "TPU v4": CHIPS["v4"][1],
@@ -34,7 +38,7 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "
 OUT_OF_MEMORY = re.compile(r"(?:Used |HLO temporaries \()([\d.]+)([KMG])(?: of|\) exceeds)")
 
 
-def measure(traced: Any, chips: int, topology: str, effort: float = -1.0, turns: int = 1) -> dict[str, Any]:
+def measure(traced: Any, chips: int, topology: str, effort: float = -1.0) -> dict[str, Any]:
     """Compile a traced program for the chips it is laid out for and read the compiler's figures.
 
     Args:
@@ -42,14 +46,13 @@ def measure(traced: Any, chips: int, topology: str, effort: float = -1.0, turns:
       chips: how many run it. topology: theirs, such as "v5e:4x4".
       effort: of the compiler, -1 to 1; 0 is what `jax.jit` does and takes several times as long, with smaller
         temporaries.
-      turns: of the loop that almost all of the program lies in; the compiler counts the bytes of one.
 
     Returns: per chip hbm_gib (needed), hbm_there_gib, fits, arguments_gib, temporaries_gib, output_gib, tflop, gbyte
-      (the compiler's, of one turn of inner loops), collectives {name: count}, num_collectives and collective_gbyte,
-      compute_ms (FLOPs at the peak), memory_ms (bytes at the peak), compiler_ms (its estimate, None without), step_ms
-      (the largest), bound; compile_s. Where the compiler runs out of memory, only what is known then.
+      (the compiler's times `loop_factor`), collectives {name: count}, num_collectives and collective_gbyte,
+      compute_ms (FLOPs at the peak), memory_ms (bytes at the peak), compiler_ms (`estimated_cycles`, None without),
+      step_ms (the largest), bound; compile_s. Where the compiler runs out of memory, only what is known then.
     """
-    hbm_there, peak_tflops, peak_gbytes = CHIPS[topology.partition(":")[0]]
+    hbm_there, peak_tflops, peak_gbytes, ghz = CHIPS[topology.partition(":")[0]]
     tflop = count_flops(traced.jaxpr.jaxpr) / chips / 1e12
     row: dict[str, Any] = {"hbm_there_gib": hbm_there, "fits": False, "tflop": tflop}
     row["compute_ms"] = tflop / peak_tflops * 1e3
@@ -68,8 +71,7 @@ def measure(traced: Any, chips: int, topology: str, effort: float = -1.0, turns:
     output = memory.output_size_in_bytes - memory.alias_size_in_bytes  # donated arguments become outputs
     needed = (arguments + temporaries + output + memory.generated_code_size_in_bytes) / GIB
     counts, moved = collectives(text)
-    moved_bytes = turns * cost["bytes accessed"]
-    optimal = turns * cost.get("optimal_seconds", -1) * 1e3  # the compiler counts -1 s where it has no estimate
+    moved_bytes = loop_factor(text) * cost["bytes accessed"]
     row |= {
         "hbm_gib": needed,
         "fits": needed <= hbm_there,
@@ -78,7 +80,7 @@ def measure(traced: Any, chips: int, topology: str, effort: float = -1.0, turns:
         "output_gib": output / GIB,
         "gbyte": moved_bytes / 1e9,
         "memory_ms": moved_bytes / 1e6 / peak_gbytes,
-        "compiler_ms": optimal if optimal > 0 else None,
+        "compiler_ms": estimated_cycles(text) / ghz / 1e6 or None,
         "collectives": counts,
         "num_collectives": sum(counts.values()),
         "collective_gbyte": moved / 1e9,
@@ -118,15 +120,91 @@ def _jaxprs(params: dict[str, Any]) -> list[Any]:
     return [v for v in values if hasattr(v, "eqns") or hasattr(getattr(v, "jaxpr", None), "eqns")]
 
 
+@dataclass(frozen=True)
+class Computation:
+    """A block of a compiled program's text: its header and lines, and which blocks each line runs how many times."""
+
+    text: str
+    runs: tuple[tuple[str, int], ...]
+
+
+def computations(text: str) -> dict[str, Computation]:
+    """Split the text of a compiled program into its computations, by name; what runs another comes after it.
+
+    A loop runs its body as often as the largest whole number in its condition says, which is how scans are compiled.
+    """
+    starts = [match.start() for match in re.finditer(r"^(?:ENTRY )?%\S+ \(.*\{$", text, re.MULTILINE)]
+    blocks = [text[a:b] for a, b in itertools.pairwise([*starts, len(text)])]
+    named = {re.match(r"(?:ENTRY )?%(\S+)", block)[1]: block for block in blocks}
+
+    def runs(block: str) -> Iterator[tuple[str, int]]:
+        for condition, body in re.findall(r" while\(.*?condition=%([\w.-]+), body=%([\w.-]+)", block):
+            yield body, max(map(int, re.findall(r"= s32\[\]\S* constant\((\d+)\)", named[condition])), default=1)
+        for names in re.findall(r"(?:calls|to_apply|branch_computations)=(%[\w.-]+|\{[^}]*\})", block):
+            yield from ((name, 1) for name in re.findall(r"%([\w.-]+)", names))
+
+    return {name: Computation(block, tuple(runs(block))) for name, block in named.items()}
+
+
+def times_run(program: dict[str, Computation]) -> dict[str, int]:
+    """Say how often each computation runs, the last one once."""
+    times = dict.fromkeys(program, 0)
+    times[list(program)[-1]] = 1
+    for name, computation in reversed(program.items()):
+        for inner, count in computation.runs:
+            times[inner] += times[name] * count
+    return times
+
+
+def loop_factor(text: str) -> float:
+    """Say how many times the bytes of a compiled program that counts one turn of every loop all turns move.
+
+    XLA's count (`HloCostAnalysis`) with each loop's body as the whole program says what a turn moves. It is that of the
+    CPU, without a TPU's padding; hence a factor.
+    """
+    from jaxlib import _hlo, _jax
+
+    program = computations(re.sub(r', metadata=\{(?:[^{}"]|"[^"]*")*\}', "", text))
+    times, client = times_run(program), jax.devices("cpu")[0].client
+
+    def moved(name: str) -> float:
+        used = {name}
+        for other, computation in reversed(program.items()):
+            if other in used:
+                used |= set(re.findall(r"(?:=\{?|, )%([\w.-]+)", computation.text))
+        parts = [block.text.removeprefix("ENTRY ") for other, block in program.items() if other in used]
+        module = "\n".join(["HloModule part\n", *parts[:-1], "ENTRY " + parts[-1]])
+        return _jax.hlo_module_cost_analysis(client, _hlo.hlo_module_from_text(module))["bytes accessed"]
+
+    once = moved(list(program)[-1])
+    extra = sum(
+        times[name] * (count - 1) * moved(body)
+        for name, computation in program.items()
+        for body, count in computation.runs
+        if count > 1
+    )
+    return 1 + extra / once
+
+
+def estimated_cycles(text: str) -> int:
+    """Sum the cycles that the TPU compiler expects of the operations of a program, but for collectives and its own
+    kernels, of which it says none."""
+    program = computations(text)
+    cycles = {name: sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', c.text))) for name, c in program.items()}
+    return sum(count * cycles[name] for name, count in times_run(program).items())
+
+
 def collectives(text: str) -> tuple[dict[str, int], int]:
-    """Find the collectives of a compiled program: {name: how many}, and the bytes of their results on one chip."""
+    """Find the collectives of a compiled program: {name: how many run}, and the bytes of their results on one chip."""
     counts: dict[str, int] = {}
     total = 0
-    for shapes, name, start in re.findall(rf"= (\S.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", text):
-        sizes = [
-            BYTES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n)
-            for dtype, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shapes)
-        ]
-        counts[name] = counts.get(name, 0) + 1
-        total += sum(sizes) // (2 if start else 1)  # what is under way lists its argument, too
+    program = computations(text)
+    for name, times in times_run(program).items():
+        for shapes, kind, start in re.findall(rf"= (\S.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", program[name].text):
+            sizes = [
+                BYTES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n)
+                for dtype, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shapes)
+            ]
+            counts[kind] = counts.get(kind, 0) + times
+            total += times * sum(sizes) // (2 if start else 1)  # what is under way lists its argument, too
     return counts, total

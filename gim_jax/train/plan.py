@@ -92,7 +92,7 @@ def plan(config: Any, topology: str, pairs_per_chip: int, effort: float = -1.0) 
     mesh = slice_of(topology, config.mesh.fsdp)
     batch_size = mesh.size * pairs_per_chip
     row = {"topology": topology, "chips": mesh.size, "pairs_per_chip": pairs_per_chip, "batch_size": batch_size}
-    row |= measure(trace_step(config, mesh, batch_size), mesh.size, topology, effort, config.optim.accumulate)
+    row |= measure(trace_step(config, mesh, batch_size), mesh.size, topology, effort)
     if "step_ms" in row:
         row["pairs_per_s"] = batch_size / row["step_ms"] * 1e3
         row["days"] = config.num_steps * config.batch_size / row["pairs_per_s"] / 86400
