@@ -66,6 +66,7 @@ ENTRY %main (a: f32[4]) -> f32[4] {
   %ar = (f32[4]{0}, bf16[8]{0}) all-reduce(%a, %b), to_apply=%add
   %w = (s32[], f32[2]) while(%x), condition=%until5, body=%outer
   %g = f32[2]{0} fusion(%w), backend_config={"estimated_cycles":"1000"}
+  %h = f32[2]{0} custom-call(%g), backend_config={"estimated_cycles":"9223372036854775807"}
 }
 """
 

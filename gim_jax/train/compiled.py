@@ -35,6 +35,7 @@ PEAKS = {  # `device_kind`: bfloat16 TFLOP/s of what JAX calls a device (NVIDIA:
 }
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}
+UNKNOWN_CYCLES = 2**62  # the compiler writes the largest integer of 64 bits
 OUT_OF_MEMORY = re.compile(r"(?:Used |HLO temporaries \()([\d.]+)([KMG])(?: of|\) exceeds)")
 
 
@@ -188,9 +189,10 @@ def loop_factor(text: str) -> float:
 
 def estimated_cycles(text: str) -> int:
     """Sum the cycles that the TPU compiler expects of the operations of a program, but for collectives and its own
-    kernels, of which it says none."""
+    kernels, of which it says none or UNKNOWN_CYCLES."""
     program = computations(text)
-    cycles = {name: sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', c.text))) for name, c in program.items()}
+    said = {name: map(int, re.findall(r'"estimated_cycles":"(\d+)"', c.text)) for name, c in program.items()}
+    cycles = {name: sum(number for number in numbers if number < UNKNOWN_CYCLES) for name, numbers in said.items()}
     return sum(count * cycles[name] for name, count in times_run(program).items())
 
 
