@@ -5,7 +5,7 @@ parameters split over 2 and 4; as 2 processes of 4 devices; stopped by SIGTERM a
 and what 2 processes began continued on 1, 4 and 8 devices. Prints how far loss and gradient norm of any step are from
 those of 8 devices, relative, and whether stopped runs end with the same bits, data order included.
 
-    python benchmarks/same_losses.py [loftr dkm superglue lightglue] [--steps 4] [--json FILE]
+    python benchmarks/same_losses.py [loftr dkm superglue lightglue] [--steps 8] [--json FILE]
 """
 
 import argparse
@@ -43,12 +43,14 @@ def train(family: str, data: str, steps: int, out: Path, devices: int, hosts: in
         *changes, f"num_steps={steps}", "optim.warmup_steps=1", "data.size=(96,96)", "data.max_matches=32",
         "data.min_matches=8", f"data.records={data}", "data.depth=True", f"mesh.fsdp={fsdp}", "mesh.fsdp_min_size=256",
     ]  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "gim_jax", "train", f"--config={config}", f"--workdir={out}"]
     command += [f"--config.{change}" for change in changes]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     running = []
+    errors = [out.with_name(f"{out.name}.{index}.err") for index in range(hosts)]
     for index in range(hosts):
         flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
         join = [f"--coordinator=127.0.0.1:{port}", f"--num-processes={hosts}", f"--process-id={index}"]
@@ -58,8 +60,7 @@ def train(family: str, data: str, steps: int, out: Path, devices: int, hosts: in
                 cwd=REPO,
                 env=os.environ | flags,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
+                stderr=errors[index].open("w"),
             )
         )
     while stop and all(one.poll() is None for one in running):
@@ -67,9 +68,9 @@ def train(family: str, data: str, steps: int, out: Path, devices: int, hosts: in
             running[-1].send_signal(signal.SIGTERM)
             break
         time.sleep(0.02)
-    errors = [one.communicate()[1] for one in running]
-    if {one.returncode for one in running} != {130 if stop else 0}:
-        raise SystemExit(f"{' '.join(command)}: {[one.returncode for one in running]}\n{errors[0][-2000:]}")
+    if {one.wait() for one in running} != {130 if stop else 0}:
+        said = errors[0].read_text()[-2000:]
+        raise SystemExit(f"{' '.join(command)}: {[one.returncode for one in running]}\n{said}")
 
 
 def read(out: Path) -> tuple[list[tuple], bytes]:
@@ -125,13 +126,12 @@ def run_twice(run, name, first, second):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(SMALL)}; default: all")
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=8, help="the runs that are stopped are so at 2 or soon after")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     table = [("family", "run", "loss", "gradient norm", "same bits")]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
         for kind in ("video", "posed"):
             made = [records.encode(make_record(seed, kind == "posed")) for seed in range(12)]
             records.write_dataset(folder / kind, kind, "train", 2, made)
