@@ -9,7 +9,7 @@ from jax import numpy as jnp
 
 from gim_jax import losses, supervision
 from gim_jax.models import loftr
-from gim_jax.ops import assignment, sampling
+from gim_jax.ops import assignment, attention, sampling
 from gim_jax.train.objectives import OBJECTIVES
 from tests import oracles
 
@@ -156,6 +156,20 @@ def test_streamed_loss_equals_dense_loss_in_value_and_gradient(kind):
     np.testing.assert_allclose(value, expected, rtol=1e-9)
     for g, e in zip(grads, expected_grads):
         np.testing.assert_allclose(g, e, atol=1e-9 * np.abs(e).max())
+
+
+def test_attention_of_all_heads_at_once_equals_head_by_head():
+    """What a TPU runs, on the CPU, in value and gradient."""
+    rng = np.random.default_rng(6)
+    q, k, v = (rng.uniform(0.1, 2, (3, 25, 4, 16)) for _ in range(3))
+    with jax.enable_x64(True):
+        of = lambda form: jax.value_and_grad(lambda *x: (form(*x) ** 2).sum(), (0, 1, 2))(q, k, v)  # noqa: E731
+        (value, grads), (expected, expected_grads) = map(
+            of, (attention._narrow_linear_attention, attention._linear_attention_by_head)
+        )
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    for g, e in zip(grads, expected_grads):
+        np.testing.assert_allclose(g, e, rtol=1e-9, atol=1e-12)
 
 
 def test_the_loss_takes_more_pairs_of_cells_than_an_int32_counts():

@@ -9,6 +9,8 @@ from jax import numpy as jnp
 from gim_jax.ops.assignment import map_rows
 from gim_jax.ops.precision import at_least_float32
 
+EPS = 1e-6  # of the official code
+
 
 def linear_attention(
     query: jax.Array,
@@ -40,21 +42,28 @@ def linear_attention(
         v = v * key_mask[..., None, None]
     if query.shape[-1] < 16:
         return _narrow_linear_attention(q, k, v).astype(dtype)
+    attended = jax.lax.platform_dependent(q, k, v, tpu=_narrow_linear_attention, default=_linear_attention_by_head)
+    return attended.astype(dtype)
+
+
+def _linear_attention_by_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Compute q (k^T v) / (q sum(k)) head by head."""
     kv = jnp.einsum("bshd,bshv->bhdv", k, v)
-    norm = jnp.einsum("blhd,bhd->blh", q, k.sum(1)) + 1e-6  # eps of the official code
-    return (jnp.einsum("blhd,bhdv->blhv", q, kv) / norm[..., None]).astype(dtype)
+    norm = jnp.einsum("blhd,bhd->blh", q, k.sum(1)) + EPS
+    return jnp.einsum("blhd,bhdv->blhv", q, kv) / norm[..., None]
 
 
 def _narrow_linear_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Do the same for narrow heads: all heads in one product, what they share with each other struck out.
 
-    Products of a few columns cost a CPU two to three times as much as these.
+    Products of a few columns cost a CPU two to three times as much as these; those of 16 a TPU, with gradient, 2.3
+    times by its compiler's estimate (windows of 25 tokens, 8 heads).
     """
     batch, length, heads, dim = q.shape
     q, k, v = (t.reshape(batch, -1, heads * dim) for t in (q, k, v))
     same_head = jnp.asarray(np.kron(np.eye(heads), np.ones((dim, dim))), q.dtype)
     kv = jnp.einsum("bsc,bsv->bcv", k, v) * same_head
-    norm = (q * k.sum(1, keepdims=True)) @ same_head + 1e-6
+    norm = (q * k.sum(1, keepdims=True)) @ same_head + EPS
     return (q @ kv / norm).reshape(batch, length, heads, dim)
 
 

@@ -42,12 +42,20 @@ def _backward(saved, grad):
     x, kernel = saved
     side = kernel.shape[0]
     padded = _pad(x, kernel)
+    # What the gradient is made from must not be computed again for every tap, as a fused loop would.
+    grad = jax.lax.optimization_barrier(grad.astype(x.dtype))
 
-    def tap(_, index):
-        shifted = jax.lax.dynamic_slice(padded, (0, index // side, index % side, 0), x.shape)
-        return None, jnp.sum(shifted * grad, axis=(0, 1, 2), dtype=jnp.float32)
+    def tap(row, column):
+        shifted = jax.lax.dynamic_slice(padded, (0, row, column, 0), x.shape)
+        return jnp.sum(shifted * grad, axis=(0, 1, 2), dtype=jnp.float32)
 
-    _, taps = jax.lax.scan(tap, None, jnp.arange(side * side))
+    def in_turn():  # on a CPU several times faster
+        return jax.lax.map(lambda index: tap(index // side, index % side), jnp.arange(side * side))
+
+    def at_once():  # a third of the time of a loop on a TPU, by its compiler's estimate
+        return jnp.stack([tap(row, column) for row in range(side) for column in range(side)])
+
+    taps = jax.lax.platform_dependent(cpu=in_turn, default=at_once)
     return depthwise_conv(grad, kernel[::-1, ::-1]).astype(x.dtype), taps.reshape(kernel.shape)
 
 
