@@ -62,7 +62,7 @@ class Driver:
         return "missing"
 
     def plan(self, patterns: list[str]) -> list[str]:
-        """Return the chosen steps and all they need, needs first, otherwise in the table's order."""
+        """Return the chosen steps and all that the missing ones need, needs first, otherwise in the table's order."""
         unknown = [p for p in patterns if not any(fnmatch(name, p) for name in self.steps)]
         if unknown:
             raise ValueError(f"STEP: {unknown[0]} is none; --list shows all")
@@ -70,7 +70,7 @@ class Driver:
 
         def visit(name: str) -> None:
             if name not in order:
-                for need in self.steps[name].needs:
+                for need in self.steps[name].needs if self.state(name) == "missing" else ():
                     visit(need)
                 order.append(name)
 
