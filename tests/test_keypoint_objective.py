@@ -1,5 +1,7 @@
 """Training keypoint matchers on video pairs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,3 +78,17 @@ def test_what_unlabelled_slots_hold_does_not_matter():
     run = jax.jit(lambda b: keypoint_objective(module, variables, b, jax.random.key(0), False)[0])
     assert run(first) == run(second) > 0
     assert np.isfinite(run({**first, "match_mask": first["match_mask"] & False}))
+
+
+@pytest.mark.parametrize("family", MODULES)
+def test_detection_and_description_share_one_run_of_the_detector(family):
+    """The convolutions of a step on posed pairs are those of one SuperPoint: 8 of the encoder, 2 of each head."""
+    module = MODULES[family]
+    image = jnp.zeros((1, 32, 32, 1))
+    variables = jax.eval_shape(module.init, jax.random.key(0), image, image)
+    posed = {"posed": jnp.ones(1, bool), "depth_complete": jnp.ones(1, bool), "imsize1": jnp.array([[56, 40]])}
+    posed |= {f"depth{i}": jnp.ones((1, 40, 56)) for i in "01"} | {f"K{i}": jnp.eye(3)[None] for i in "01"}
+    posed |= {"Hq_aug": jnp.eye(3)[None], "T_0to1": jnp.eye(4)[None]}
+    step = functools.partial(keypoint_objective, module, rng=jax.random.key(0), train=True)
+    traced = jax.make_jaxpr(lambda v, b: step(v, b))(variables, batch() | posed)
+    assert str(traced).count("conv_general_dilated[") == 12

@@ -158,9 +158,9 @@ class Disk(nn.Module):
         x = self.unet(jnp.pad(image, pad), region)
         return x, self.unet.last(x)[:, :height, :width]
 
-    def at(self, image, kpts, size=None):
-        """Describe the pixels nearest to places [B, K, 2] px instead of detecting some."""
-        x, scores = self.encode(image, size)
+    def at(self, maps, kpts, size):
+        """Describe the pixels nearest to places [B, K, 2] px of the maps of `encode`."""
+        x, scores = maps
         _, h, w = scores.shape
         pixels = jnp.round(kpts).astype(jnp.int32).clip(0, jnp.array([w - 1, h - 1]))
         scores = jnp.take_along_axis(scores.reshape(len(x), -1), pixels[..., 1] * w + pixels[..., 0], axis=1)
@@ -168,13 +168,18 @@ class Disk(nn.Module):
         return {"kpts": kpts, "scores": scores, "desc": desc, "mask": jnp.ones(scores.shape, bool)}
 
     def __call__(self, image, size=None):
-        config = self.config
         b, height, width, _ = image.shape
         full = jnp.tile(jnp.array([[width, height]], jnp.int32), (b, 1)) if size is None else size
-        x, scores = self.encode(image, size)
+        return self.detect(self.encode(image, size), full)
+
+    def detect(self, maps, size):
+        """Detect keypoints in the maps of `encode` and describe them; size [B, 2] as of a call, but never None."""
+        config = self.config
+        x, scores = maps
+        b, _, width = scores.shape
         radius = config.nms_window // 2
-        inside = within(scores.shape, full)
-        peak = within(scores.shape, full - radius, radius)
+        inside = within(scores.shape, size)
+        peak = within(scores.shape, size - radius, radius)
         peak &= scores > neighbour_max(jnp.where(inside, scores, -jnp.inf), radius)
         flat = jnp.where(peak & (scores > config.threshold), scores, -jnp.inf).reshape(b, -1)
         missing = max(config.max_keypoints - flat.shape[1], 0)

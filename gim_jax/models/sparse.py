@@ -75,25 +75,32 @@ class Pipeline(nn.Module):
         """Match features that come from elsewhere; see the matcher's call."""
         return self.matcher(features0, features1, size0, size1)
 
-    def match_at(self, image0, image1, kpts0, kpts1, size0, size1, train: bool = False):
-        """Match given places instead of detected ones; the extractor is left as it is, without gradient.
+    def encode(self, image0, image1, size0, size1):
+        """Return the extractor's maps of both images, without gradient: it is left as it is in training."""
+        return jax.lax.stop_gradient(as_one_batch(self.extractor.encode, (image0, image1), (size0, size1)))
+
+    def detect(self, maps, size):
+        """Return what the extractor finds in the maps of `encode`."""
+        return self.extractor.detect(maps, size)
+
+    def match_at(self, maps0, maps1, kpts0, kpts1, size0, size1, train: bool = False):
+        """Match given places instead of detected ones.
 
         Args:
+          maps0, maps1: of `encode`.
           kpts0, kpts1: [B, K, 2] px; the rest as of a call. train: update the matcher's batch statistics.
         """
-        pairs = (image0, image1), (kpts0, kpts1), (size0, size1)
-        found0, found1 = jax.lax.stop_gradient(as_one_batch(self.extractor.at, *pairs))
+        found0, found1 = self._describe(maps0, maps1, kpts0, kpts1, size0, size1)
         return self.matcher(found0, found1, size0, size1, train)
 
-    def detect(self, image, size):
-        """Return what the extractor finds, without gradient."""
-        return jax.lax.stop_gradient(self.extractor(image, size))
-
-    def answers_at(self, image0, image1, kpts0, kpts1, size0, size1, train: bool = False):
+    def answers_at(self, maps0, maps1, kpts0, kpts1, size0, size1, train: bool = False):
         """Like `match_at`, but every layer's answer, see the matcher's `supervised`."""
-        pairs = (image0, image1), (kpts0, kpts1), (size0, size1)
-        found0, found1 = jax.lax.stop_gradient(as_one_batch(self.extractor.at, *pairs))
+        found0, found1 = self._describe(maps0, maps1, kpts0, kpts1, size0, size1)
         return self.matcher.supervised(found0, found1, size0, size1, train)
+
+    def _describe(self, *maps_kpts_sizes):
+        pairs = zip(maps_kpts_sizes[::2], maps_kpts_sizes[1::2])
+        return jax.lax.stop_gradient(as_one_batch(self.extractor.at, *pairs))
 
 
 def match(module, variables, image0, image1, mask0=None, mask1=None):

@@ -142,9 +142,9 @@ class SuperPoint(nn.Module):
         cells = jnp.array([[w, h]]) if size is None else size // CELL
         return unit(bilinear(descriptors, descriptor_index(kpts, cells, self.config.sampling)))
 
-    def at(self, image, kpts, size=None):
-        """Describe places [B, K, 2] px instead of detecting some; scores are those of the nearest pixels."""
-        scores, descriptors = self.encode(image, size)
+    def at(self, maps, kpts, size):
+        """Describe places [B, K, 2] px of the maps of `encode`; scores are those of the nearest pixels."""
+        scores, descriptors = maps
         _, h, w = scores.shape
         x, y = (jnp.round(kpts[..., i]).astype(jnp.int32).clip(0, n - 1) for i, n in ((0, w), (1, h)))
         scores = jnp.take_along_axis(scores.reshape(len(scores), -1), y * w + x, axis=1)
@@ -152,12 +152,17 @@ class SuperPoint(nn.Module):
         return {"kpts": kpts, "scores": scores, "desc": desc, "mask": jnp.ones(scores.shape, bool)}
 
     def __call__(self, image, size=None):
+        b, h, w, _ = image.shape
+        full = jnp.tile(jnp.array([[w, h]], jnp.int32), (b, 1)) if size is None else size
+        return self.detect(self.encode(image, size), full)
+
+    def detect(self, maps, size):
+        """Detect keypoints in the maps of `encode` and describe them; size [B, 2] as of a call, but never None."""
         config = self.config
-        scores, descriptors = self.encode(image, size)
+        scores, descriptors = maps
         b, h, w = scores.shape
-        full = jnp.tile(jnp.array([[image.shape[2], image.shape[1]]], jnp.int32), (b, 1)) if size is None else size
-        inside = within(scores.shape, full // CELL * CELL)
-        bounds = full if config.border_of == "image" else full // CELL * CELL
+        inside = within(scores.shape, size // CELL * CELL)
+        bounds = size if config.border_of == "image" else size // CELL * CELL
         allowed = inside & within(scores.shape, bounds - config.border, config.border)
         peaks = jnp.where(allowed, non_maximum_suppression(scores, config.nms_radius, inside), -1.0)
         peaks = peaks.reshape(b, h * w)
@@ -169,7 +174,7 @@ class SuperPoint(nn.Module):
         kpts = jnp.stack([index % w, index // w], -1).astype(jnp.float32)
         if config.refinement_radius:
             kpts = kpts + soft_argmax(scores, index, config.refinement_radius)
-        desc = self.describe(descriptors, kpts, full)
+        desc = self.describe(descriptors, kpts, size)
         return {
             "kpts": jnp.where(mask[..., None], kpts, 0.0),
             "scores": jnp.where(mask, best, 0.0),

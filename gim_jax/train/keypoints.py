@@ -29,20 +29,21 @@ def keypoint_objective(module, variables: dict, batch: dict, rng, train: bool, s
     keys = jax.random.split(rng)
     labelled = [{"kpts": batch[k], "mask": mask} for k in ("kpts0", "kpts1")]
     kpts = [fill_random(key, features, size) for key, features, size in zip(keys, labelled, sizes)]
+    maps = module.apply(variables, *images, *sizes, method="encode")
     if "posed" not in batch:
         out, new = module.apply(
-            variables, *images, *kpts, *sizes, train, method="match_at", mutable=["batch_stats"] if train else []
+            variables, *maps, *kpts, *sizes, train, method="match_at", mutable=["batch_stats"] if train else []
         )
         loss = losses.diagonal_nll(out["log_assignment"], mask).mean()
         extra, want = {}, jnp.where(mask, jnp.arange(mask.shape[1]), -1)
     else:
         posed = batch["posed"]
-        found = [module.apply(variables, image, size, method="detect") for image, size in zip(images, sizes)]
+        found = [module.apply(variables, *map_size, method="detect") for map_size in zip(maps, sizes)]
         found = [_resize_slots(features, mask.shape[1]) for features in found]
         filled = [fill_random(key, features, size) for key, features, size in zip(keys, found, sizes)]
         kpts = [jnp.where(posed[:, None, None], detected, places) for detected, places in zip(filled, kpts)]
         answers, new = module.apply(
-            variables, *images, *kpts, *sizes, train, method="answers_at", mutable=["batch_stats"] if train else []
+            variables, *maps, *kpts, *sizes, train, method="answers_at", mutable=["batch_stats"] if train else []
         )
         everywhere = jnp.broadcast_to(posed[:, None], mask.shape)
         labels = supervision.label_by_depth(
