@@ -154,7 +154,7 @@ class Driver:
     def shown(self, command: tuple[str, ...]) -> str:
         """Say a command as one would type it in the checkout."""
         text = shlex.join(command)
-        places = {str(self.out): "OUT", str(self.real): "REAL", f"{ROOT}/": "", sys.executable: "python"}
+        places = {f"{ROOT}/": "", str(self.out): "OUT", str(self.real): "REAL", sys.executable: "python"}
         for place, name in places.items():
             text = text.replace(place, name)
         return text
