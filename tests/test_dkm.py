@@ -13,7 +13,7 @@ from gim_jax.models import dkm
 from gim_jax.models.dkm_network import COARSE, FINE, ConvRefiner
 from gim_jax.ops.correlation import local_correlation
 from gim_jax.ops.density import gaussian_density
-from gim_jax.ops.depthwise import depthwise_conv
+from gim_jax.ops.depthwise import _taps_of_grouped_conv, depthwise_conv
 from gim_jax.ops.gaussian_process import posterior_mean
 from gim_jax.ops.resize import resize
 from gim_jax.ops.sampling import grid_sample
@@ -109,6 +109,7 @@ def test_depthwise_convolution_and_gradient_equal_the_grouped_one():
     )
     for a, b in zip(got, want):
         np.testing.assert_allclose(a, b, atol=1e-4)
+    np.testing.assert_allclose(_taps_of_grouped_conv(x, kernel, weight), got[1], atol=1e-4)  # what a TPU runs
 
 
 @pytest.mark.parametrize("size", [(37, 29), (90, 70)])

@@ -148,6 +148,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         x = DepthwiseConv(self.features, self.dtype, name="0")(x)
+        if train:  # in one loop with the statistics a TPU needs, by its compiler's estimate, 2.8 times as long
+            x = jax.lax.optimization_barrier(x)
         x = nn.relu(BatchNorm(name="1")(x, train))
         return linear(self.features, self.features, self.dtype, name="3")(x)
 

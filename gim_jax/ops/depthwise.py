@@ -40,23 +40,33 @@ def _forward(x, kernel):
 
 def _backward(saved, grad):
     x, kernel = saved
-    side = kernel.shape[0]
-    padded = _pad(x, kernel)
     # What the gradient is made from must not be computed again for every tap, as a fused loop would.
     grad = jax.lax.optimization_barrier(grad.astype(x.dtype))
+    taps = jax.lax.platform_dependent(x, kernel, grad, cpu=_taps_in_turn, default=_taps_of_grouped_conv)
+    return depthwise_conv(grad, kernel[::-1, ::-1]).astype(x.dtype), taps
 
-    def tap(row, column):
-        shifted = jax.lax.dynamic_slice(padded, (0, row, column, 0), x.shape)
+
+def _taps_in_turn(x, kernel, grad):
+    """Gradient of the kernel, tap by tap."""
+    padded, side = _pad(x, kernel), kernel.shape[0]
+
+    def tap(index):
+        shifted = jax.lax.dynamic_slice(padded, (0, index // side, index % side, 0), x.shape)
         return jnp.sum(shifted * grad, axis=(0, 1, 2), dtype=jnp.float32)
 
-    def in_turn():  # on a CPU several times faster
-        return jax.lax.map(lambda index: tap(index // side, index % side), jnp.arange(side * side))
+    return jax.lax.map(tap, jnp.arange(side * side)).reshape(kernel.shape)
 
-    def at_once():  # a third of the time of a loop on a TPU, by its compiler's estimate
-        return jnp.stack([tap(row, column) for row in range(side) for column in range(side)])
 
-    taps = jax.lax.platform_dependent(cpu=in_turn, default=at_once)
-    return depthwise_conv(grad, kernel[::-1, ::-1]).astype(x.dtype), taps.reshape(kernel.shape)
+def _taps_of_grouped_conv(x, kernel, grad):
+    """Gradient of the kernel as XLA has it: on a TPU, by its compiler's estimate, 2.5 times as fast as products of
+    shifted images at 24 channels, 6 times as fast as those in turn."""
+
+    def conv(kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        groups = {"feature_group_count": x.shape[-1], "dimension_numbers": layout}
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **groups)
+
+    return jax.vjp(conv, kernel.astype(x.dtype))[1](grad)[0].astype(kernel.dtype)
 
 
 depthwise_conv.defvjp(_forward, _backward)
