@@ -3,7 +3,8 @@
 A small network of each family takes a few steps on posed and video pairs in one mixture: on 8 devices; on 1; with
 parameters split over 2 and 4; as 2 processes of 4 devices; stopped by SIGTERM and continued, alone and as 2 processes;
 and what 2 processes began continued on 1, 4 and 8 devices. Prints how far loss and gradient norm of any step are from
-those of 8 devices, relative, and whether stopped runs end with the same bits, data order included.
+those of 8 devices, relative, and whether stopped runs end with the same bits, data order included. The learning rate is
+small, as large steps of a new network amplify rounding.
 
     python benchmarks/same_losses.py [loftr dkm superglue lightglue] [--steps 8] [--json FILE]
 """
@@ -40,8 +41,9 @@ def train(family: str, data: str, steps: int, out: Path, devices: int, hosts: in
     """Run `gim-jax train` as `hosts` processes with `devices` each; with `stop`, SIGTERM once that step is written."""
     config, changes = SMALL[family]
     changes = [
-        *changes, f"num_steps={steps}", "optim.warmup_steps=1", "data.size=(96,96)", "data.max_matches=32",
-        "data.min_matches=8", f"data.records={data}", "data.depth=True", f"mesh.fsdp={fsdp}", "mesh.fsdp_min_size=256",
+        *changes, f"num_steps={steps}", "optim.warmup_steps=1", "optim.lr=1e-4", "optim.min_lr=1e-5",
+        "data.size=(96,96)", "data.max_matches=32", "data.min_matches=8", f"data.records={data}", "data.depth=True",
+        f"mesh.fsdp={fsdp}", "mesh.fsdp_min_size=256",
     ]  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "gim_jax", "train", f"--config={config}", f"--workdir={out}"]

@@ -236,6 +236,16 @@ def test_fine_offset_finds_a_peak():
     np.testing.assert_allclose(flat[0], [0, 0, 2 * np.sqrt(0.5)], atol=1e-5)  # linspace(-1, 1, 5) has variance 1/2
 
 
+def test_fine_spread_of_a_sharp_window_is_no_rounding():
+    """Two neighbours, 0.5 apart, of probabilities 1 - p and p: the standard deviation is 0.5 sqrt(p (1 - p))."""
+    query = np.full((1, 4), 1.0, np.float32)
+    windows = np.full((1, 25, 4), -100.0, np.float32)
+    windows[0, 8], windows[0, 9] = 8.0, 0.0  # products of 16 and 0 before the softmax
+    p = 1 / (1 + np.exp(16.0))
+    spread = np.asarray(loftr.fine_offset(query, windows))[0, 2]
+    np.testing.assert_allclose(spread, 0.5 * np.sqrt(p * (1 - p)) + 1e-5, rtol=1e-4)  # y: the official floor
+
+
 def test_depth_supervision_of_a_plane():
     """A fronto-parallel plane and a sideways step: all cells match the cell a disparity away, both ways."""
     depth = np.full((1, 64, 96), 5.0, np.float32)
