@@ -19,8 +19,9 @@ Start       in the originals the encoder begins with ImageNet weights of ResNet-
             gim-jax train --config=configs/dkm.py:gim --config.data.records=MEGADEPTH,SCANNET,PAIRS --workdir=RUN
 
 Memory: bfloat16, blocks recomputed, 4 parts a step (`optim.accumulate`), for 16 chips of 16 GiB.
-Chips and hours planned for `gim`: 16 v5e, 7.9 of 16 GiB, 4.6 days (1780 chip hours); 16 v6e, 2.3 days (887); of any
-slice: `gim-jax plan --config=configs/dkm.py:gim --topology=v5e:4x4 --pairs-per-chip=8`. See docs/pods.md.
+Chips and hours planned for `gim`, by the TPU compiler's estimate: 16 v5e, 7.5 of 16 GiB, 33 days (12 850 chip hours);
+16 v6e, 12 days (4490); of any slice:
+`gim-jax plan --config=configs/dkm.py:gim --topology=v5e:4x4 --pairs-per-chip=8`. See docs/pods.md.
 Sources: gim's branch train-gim-dkm, train.py and trainer/*; DKM's experiments/dkm/train_DKMv3_outdoor.py.
 """
 

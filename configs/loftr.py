@@ -16,8 +16,9 @@ Data        packed folders, separated by commas: `gim-jax label ... && gim-jax p
             gim-jax train --config=configs/loftr.py:gim --config.data.records=MEGADEPTH,SCANNET,PAIRS --workdir=RUN
 
 Memory: bfloat16, blocks recomputed: 64 pairs fit 16 chips of 16 GiB.
-Chips and hours planned for `gim`: 16 v5e, 12.5 of 16 GiB, 2.2 days (847 chip hours); 16 v6e, 1.1 days (417); of any
-slice: `gim-jax plan --config=configs/loftr.py:gim --topology=v5e:4x4 --pairs-per-chip=4`. See docs/pods.md.
+Chips and hours planned for `gim`, by the TPU compiler's estimate: 16 v5e, 12.7 of 16 GiB, 19 days (7410 chip hours);
+16 v6e, 6.8 days (2609); of any slice:
+`gim-jax plan --config=configs/loftr.py:gim --topology=v5e:4x4 --pairs-per-chip=4`. See docs/pods.md.
 Sources: gim's README and trainer/lightning.py; LoFTR's src/config/default.py and configs/.
 """
 

@@ -17,8 +17,9 @@ Start       weights with a detector in them.
             34.3. Not run at full size.
             gim-jax train --config=configs/superglue.py:gim --config.data.records=MEGADEPTH,SCANNET,PAIRS ...
 
-Chips and hours planned for `gim`, 16 pairs at a step: 16 v5e, 1.9 of 16 GiB, 4.2 days (1609 chip hours); 16 v6e, 2.0
-days (768); of any slice: `gim-jax plan --config=configs/superglue.py:gim --topology=v5e:4x4`. See docs/pods.md.
+Chips and hours planned for `gim`, 16 pairs at a step, by the TPU compiler's estimate: 16 v5e, 1.9 of 16 GiB, 34 days
+(13 164 chip hours); 16 v6e, 16 days (6273); of any slice:
+`gim-jax plan --config=configs/superglue.py:gim --topology=v5e:4x4`. See docs/pods.md.
 Sources: settings of configs/lightglue.py; 100 Sinkhorn iterations in training from the SuperGlue paper.
 """
 
