@@ -1,11 +1,12 @@
 """The paper's claims at the scale of one CPU: renders, labels, trains, evaluates, reports; started again it goes on.
 
     python experiments/small_scale/run.py --out DIR --list
-    python experiments/small_scale/run.py --out DIR [--real ../shared/data] [STEP ...]
+    python experiments/small_scale/run.py --out DIR [--real ../shared/data] [--known results] [STEP ...]
 
 Without names every step that is missing is run, the most important first; names may have wildcards ("loftr-*-0"), and
 bring what they need. A step ends with `DIR/results/STEP.json`, written at once; `DIR/logs/STEP.log` is what it printed.
-The tables and figures of what is there are made anew at the end, `DIR/report/`.
+The tables and figures of what is there are made anew at the end, `DIR/report/`. `--known` takes over results of another
+machine, of the steps that no other one needs: the same step gives the same result.
 """
 
 from __future__ import annotations
@@ -95,6 +96,18 @@ class Driver:
             raise ValueError(f"--out {self.out}: a run is at work here, or a command that it started") from None
         return lock
 
+    def adopt(self, known: Path) -> list[str]:
+        """Copy results that are missing here and whose files no step needs. Returns their names."""
+        needed = {need for step in self.steps.values() for need in step.needs}
+        names = [path.stem for path in sorted(known.glob("*.json")) if path.stem in self.steps.keys() - needed]
+        names = [name for name in names if not self.result(name).is_file()]
+        for name in names:
+            content = json.loads((known / f"{name}.json").read_text())
+            if content.get("scale") != self.scale:
+                raise ValueError(f"{known / name}.json: scale: found {content.get('scale')!r}, expected {self.scale!r}")
+            write_atomic(self.result(name), lambda file, content=content: file.write(json.dumps(content).encode()))
+        return names
+
     def run(self, patterns: list[str]) -> list[str]:
         """Run what is missing of the chosen steps. Returns the names of those that failed."""
         lock, failed = self.claim(), []
@@ -175,6 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("steps", nargs="*", metavar="STEP", help="names or wildcards (default: all)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--real", type=Path, metavar="DIR", help="real pairs and videos; without it left out")
+    parser.add_argument("--known", type=Path, metavar="DIR", help="results of another machine")
     parser.add_argument("--scale", choices=SCALES, default="full", help="smoke: all of it in minutes, for a test")
     parser.add_argument("--list", action="store_true", help="print the steps and their state")
     args = parser.parse_args(argv)
@@ -183,6 +197,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.list:
             driver.print_list(args.steps)
             return 0
+        if args.known:
+            os.close(driver.claim())
+            print(f"known: {' '.join(driver.adopt(args.known)) or 'nothing new'}", flush=True)
         failed = driver.run(args.steps)
     except ValueError as error:
         print(f"run.py: {error}", file=sys.stderr)
