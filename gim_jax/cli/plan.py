@@ -113,7 +113,7 @@ def write(out: Path, title: str, rows: list[dict[str, Any]]) -> None:
         fitting = [r for r in of if r["fits"]]
         right.plot([r["batch_size"] for r in fitting], [r["pairs_per_s"] for r in fitting], "o-", label=topology)
     left.set(xlabel="pairs per chip", ylabel="HBM per chip, GiB (dotted: there)", title=title)
-    right.set(xlabel="global batch", ylabel="pairs per second, at most")
+    right.set(xlabel="global batch", ylabel="pairs per second, estimated")
     if any(row["fits"] for row in rows):  # nothing has no logarithm
         right.set(xscale="log", yscale="log")
     right.legend()
