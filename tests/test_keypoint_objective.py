@@ -1,7 +1,5 @@
 """Training keypoint matchers on video pairs."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +87,6 @@ def test_detection_and_description_share_one_run_of_the_detector(family):
     posed = {"posed": jnp.ones(1, bool), "depth_complete": jnp.ones(1, bool), "imsize1": jnp.array([[56, 40]])}
     posed |= {f"depth{i}": jnp.ones((1, 40, 56)) for i in "01"} | {f"K{i}": jnp.eye(3)[None] for i in "01"}
     posed |= {"Hq_aug": jnp.eye(3)[None], "T_0to1": jnp.eye(4)[None]}
-    step = functools.partial(keypoint_objective, module, rng=jax.random.key(0), train=True)
-    traced = jax.make_jaxpr(lambda v, b: step(v, b))(variables, batch() | posed)
+    step = lambda v, b: keypoint_objective(module, v, b, jax.random.key(0), True)  # noqa: E731
+    traced = jax.make_jaxpr(step)(variables, batch() | posed)
     assert str(traced).count("conv_general_dilated[") == 12

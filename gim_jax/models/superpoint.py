@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gim_jax.models.sparse import valid_size
 from gim_jax.ops.sampling import bilinear
 
 CELL = 8  # px: one score cell, and the stride of the descriptors
@@ -152,9 +153,7 @@ class SuperPoint(nn.Module):
         return {"kpts": kpts, "scores": scores, "desc": desc, "mask": jnp.ones(scores.shape, bool)}
 
     def __call__(self, image, size=None):
-        b, h, w, _ = image.shape
-        full = jnp.tile(jnp.array([[w, h]], jnp.int32), (b, 1)) if size is None else size
-        return self.detect(self.encode(image, size), full)
+        return self.detect(self.encode(image, size), valid_size(image, size))
 
     def detect(self, maps, size):
         """Detect keypoints in the maps of `encode` and describe them; size [B, 2] as of a call, but never None."""
