@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -56,18 +55,17 @@ def test_needs_come_first_and_only_what_is_missing_is_run(driver, capsys):
     assert driver.run([]) == [] and driver.trace.read_text().split()[-1] == "c"
 
 
-def test_known_results_count_unless_their_files_are_needed(driver, tmp_path):
+def test_known_results_count_unless_their_files_are_needed(driver, tmp_path, capsys):
     known = tmp_path / "known"
     known.mkdir()
     for name in ("a", "c", "unknown"):
         (known / f"{name}.json").write_text(json.dumps({"step": name, "scale": "smoke"}))
-    os.close(driver.claim())
-    assert driver.adopt(known) == ["c"]
-    assert driver.run(["c"]) == [] and not driver.trace.exists()
+    assert driver.run(["c"], known) == [] and not driver.trace.exists()
+    assert capsys.readouterr().out == "known: c\n"
     assert driver.run(["a"]) == [] and driver.trace.read_text().split() == ["a"]
     (known / "e.json").write_text(json.dumps({"step": "e", "scale": "full"}))
     with pytest.raises(ValueError, match="scale: found 'full', expected 'smoke'"):
-        driver.adopt(known)
+        driver.run([], known)
 
 
 def test_a_command_that_outlives_the_driver_keeps_the_folder(driver):

@@ -108,9 +108,11 @@ class Driver:
             write_atomic(self.result(name), lambda file, content=content: file.write(json.dumps(content).encode()))
         return names
 
-    def run(self, patterns: list[str]) -> list[str]:
-        """Run what is missing of the chosen steps. Returns the names of those that failed."""
+    def run(self, patterns: list[str], known: Path | None = None) -> list[str]:
+        """Take over known results, run what is missing of the chosen steps. Returns the names of those that failed."""
         lock, failed = self.claim(), []
+        if known:
+            print(f"known: {' '.join(self.adopt(known)) or 'nothing new'}", flush=True)
         for name in self.plan(patterns):
             state, step = self.state(name), self.steps[name]
             if state != "missing":
@@ -197,10 +199,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.list:
             driver.print_list(args.steps)
             return 0
-        if args.known:
-            os.close(driver.claim())
-            print(f"known: {' '.join(driver.adopt(args.known)) or 'nothing new'}", flush=True)
-        failed = driver.run(args.steps)
+        failed = driver.run(args.steps, args.known)
     except ValueError as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
