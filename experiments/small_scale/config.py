@@ -26,6 +26,7 @@ def get_config(argument: str = "loftr,gim"):
     with config.unlocked():
         if network == "lightglue":
             use_model(config, "lightglue_disk", num_layers=3, depth_confidence=-1.0, width_confidence=-1.0)
+            config.model.extractor.max_keypoints = 1024  # more than DISK finds in these images; the rest is padding
             config.data.channels = 3
         if network == "loftr":
             config.model.max_fine_matches = 64  # of up to 300 cells: the fine stage would take a third of the time
