@@ -1,6 +1,7 @@
 """Mapping and localization by COLMAP from a matcher without keypoints, where the cameras are known."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -64,6 +65,7 @@ def world(tmp_path_factory):
     found = sfm.match_all(folder / "images", pairs, Oracle(), folder / "cache")
     keypoints, matched = tracks.build_tracks(pairs, found, 1.0)
     sfm.write_database(folder / "a.db", folder / "images", keypoints, pairs, [index for index, _ in matched])
+    (folder / "sparse/1").mkdir(parents=True)  # the second model of an earlier run
     models = sfm.map_images(folder / "a.db", folder / "images", folder / "sparse")
     return folder, pairs, keypoints, matched, models
 
@@ -74,7 +76,7 @@ def test_all_cameras_are_where_they_should_be(world):
     assert len(errors) == NUM
     assert max(angle for angle, _ in errors.values()) < 0.3 and max(d for _, d in errors.values()) < 0.05
     assert models[0].compute_mean_track_length() > 3  # tracks run through several pairs
-    assert (folder / "sparse/0/images.bin").is_file()
+    assert (folder / "sparse/0/images.bin").is_file() and os.listdir(folder / "sparse") == ["0"]
 
 
 def test_cached_pairs_are_not_matched_again(world):

@@ -91,6 +91,8 @@ def _many(args: argparse.Namespace) -> int:
     text = json.dumps(record, indent=1, allow_nan=False)
     write_atomic(out / "statistics.json", lambda file: file.write(text.encode()))
     if not models:
+        for name in ("points.ply", "poses.json", "picture.png"):  # of an earlier run
+            (out / name).unlink(missing_ok=True)
         print(f"no reconstruction: {record['num_matches']} matches in {len(pairs)} pairs, no pair to start from")
         return 1
     sfm.export_model(models[0], out)

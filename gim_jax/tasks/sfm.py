@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -205,9 +206,13 @@ def map_images(
 ) -> list[Any]:
     """Run COLMAP's incremental mapping: the models, that with most images first, written to `out`/0, 1 ...
 
+    Models of an earlier run in `out` are removed.
     Several threads (-1: all cores) add up in another order each time; with one the same input gives the same model.
     """
     pycolmap = quiet_pycolmap()
+    for earlier in Path(out).glob("*"):
+        if earlier.name.isdecimal():
+            shutil.rmtree(earlier)
     reader = pycolmap.Database.open(str(database))
     num_verified = reader.num_verified_image_pairs()
     reader.close()
