@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= quickstart
+OF_FOLDERS := homography lightglue_disk reconstruction registration  # each asks for images of one's own
+BENCHMARKS := $(filter-out benchmarks/side_by_side.py $(OF_FOLDERS:%=benchmarks/%.py),$(wildcard benchmarks/*.py))
 
 .PHONY: quickstart test lint bench clean
 
@@ -15,8 +17,9 @@ test: $(VENV)/.test
 lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
-bench: $(VENV)/.package
-	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+bench: $(VENV)/.test
+	failed=; for file in $(BENCHMARKS); do echo $$file; $(BIN)/python $$file || failed="$$failed $$file"; done; \
+	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 clean:
 	rm -rf $(VENV) $(OUT) build *.egg-info
