@@ -21,7 +21,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from data_prep.cells import MIN_DESCRIPTORS, Cells, into_cells, match_in_cells
 from data_prep.fitting import pixel_scale
 from gim_jax import geometry, image, rootsift
-from gim_jax.api import CELL, load_matcher
+from gim_jax.api import load_matcher
+from gim_jax.geometry import CELL
 from gim_jax.matchers import RESAMPLINGS, Network
 from gim_jax.models import FAMILIES, MODELS
 from gim_jax.tasks import load_extra

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gim_jax.matchers import CELL, Matcher, Network, RootSIFT, SparseNetwork
+from gim_jax.matchers import Matcher, Network, RootSIFT, SparseNetwork
 from gim_jax.models import FAMILIES, MODELS, get_model
 from gim_jax.types import Matches
 
-__all__ = ["CELL", "enable_compilation_cache", "list_models", "load_matcher", "match"]
+__all__ = ["enable_compilation_cache", "list_models", "load_matcher", "match"]
 KEPT = 4  # matchers of `match`
 _matchers: dict[str, Matcher] = {}  # the latest used last
 

@@ -19,8 +19,9 @@ from jax import export as jax_export
 from jax import numpy as jnp
 
 from gim_jax import __version__
-from gim_jax.api import CELL, load_matcher
+from gim_jax.api import load_matcher
 from gim_jax.data.tfrecord import write_atomic
+from gim_jax.geometry import CELL
 from gim_jax.models import FAMILIES, ModelInfo, get_model
 
 PLATFORMS = ("cpu", "cuda", "tpu")

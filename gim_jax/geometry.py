@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+CELL = 8  # px of an image per entry of its mask, and per coarse cell of every network
+
 
 def _namespace(*arrays):
     """Return `jax.numpy` where one of the arrays is a JAX array, else `numpy`."""

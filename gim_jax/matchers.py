@@ -13,6 +13,7 @@ import numpy as np
 
 from gim_jax import geometry, rootsift
 from gim_jax.config import replace
+from gim_jax.geometry import CELL
 from gim_jax.image import (
     pad_bottom_right,
     padding_to_aspect,
@@ -27,7 +28,6 @@ from gim_jax.prefetch import AHEAD, load_pairs
 from gim_jax.types import Features, Matches, Warp
 from gim_jax.weights import store
 
-CELL = 8  # px per entry of the masks that networks take
 MAX_SIDE = 16384  # px of a network's input
 MAX_PIXELS = 2**28  # of an image with its black borders
 RESAMPLINGS = {  # of ModelInfo.resampling: how an image gets the network's size

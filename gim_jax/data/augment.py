@@ -26,8 +26,8 @@ import numpy as np
 
 from gim_jax.data.depth import decode_depth, depth_matches
 from gim_jax.data.records import PairRecord
+from gim_jax.geometry import CELL
 
-CELL = 8  # px per coarse cell of every supported network
 NUM_DRAWN = 4  # points tried through the depth per correspondence wanted: some are hidden, some leave the crops
 
 

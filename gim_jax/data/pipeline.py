@@ -22,8 +22,9 @@ import grain
 import numpy as np
 
 from gim_jax.data import records
-from gim_jax.data.augment import CELL, Augment, TooFewMatchesError, make_sample
+from gim_jax.data.augment import Augment, TooFewMatchesError, make_sample
 from gim_jax.data.scenes import Order, Sampling, index_path, read_index
+from gim_jax.geometry import CELL
 
 MAX_REPLACEMENTS = 100  # so many bad records in a row mean that the data or the settings are wrong
 TOO_FEW_MATCHES = "too few matches after augmentation"

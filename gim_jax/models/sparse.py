@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gim_jax.geometry import CELL
 from gim_jax.ops.pairing import join, part
-
-CELL = 8  # px; masks of images are given in cells of this size
 
 
 def valid_size(image, mask):
