@@ -5,6 +5,7 @@ data.py tours --out DIR --looks plaster --fovs 65 --count 8 ...  videos
 data.py subset LABELS --out DIR --every 2                       the labels of a part of the videos
 data.py real SOURCE --out DIR --pairs 40                        real pairs as a small ZEB
 data.py start WHEEL --out FILE                                  DISK, and a small LightGlue that is not trained
+data.py picture FOLDER --out FILE                               one image of each rendered look
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from data_prep.world import WorldConfig
 from data_prep.world import render as render_walk
 from gim_jax.cli.progress import Progress
 from gim_jax.data.tfrecord import write_atomic
-from gim_jax.image import encode_jpeg
+from gim_jax.image import encode_jpeg, read_image
 
 LICENCE = "Apache-2.0 (rendered)"
 FOV_DEG = 65.0  # of the posed pairs
@@ -187,6 +188,32 @@ def start(args: argparse.Namespace) -> int:
     return 0
 
 
+def picture(args: argparse.Namespace) -> int:
+    """Draw an image of each rendered look: of the posed pairs, the videos and the tests."""
+    import cv2
+    from matplotlib.figure import Figure
+
+    def first_of(folder: Path) -> np.ndarray:
+        return read_image(folder / (folder / "pairs_with_gt.txt").read_text().split(maxsplit=1)[0])
+
+    def frame_of(video: Path) -> np.ndarray:
+        reader = cv2.VideoCapture(str(video))
+        reader.set(cv2.CAP_PROP_POS_FRAMES, 40)
+        return reader.read()[1][..., ::-1]
+
+    tests = args.folder / "tests"
+    tiles = {"brick: posed pairs": first_of(tests / "brick")}
+    tiles |= {f"{video.stem[:-3]}: video": frame_of(video) for video in sorted(args.folder.glob("tours/*-00.mp4"))}
+    tiles |= {f"{name}: test": first_of(tests / name) for name in ("stone", "market")}
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    for axis, (title, image) in zip(figure.subplots(2, 3).ravel(), tiles.items()):
+        axis.imshow(image)
+        axis.set_title(title, fontsize=9)
+        axis.axis("off")
+    write_atomic(args.out, lambda file: figure.savefig(file, format="jpg", dpi=100))
+    return 0
+
+
 def zeros_like(shape) -> np.ndarray:
     return np.zeros(shape.shape, shape.dtype)
 
@@ -206,8 +233,9 @@ def main() -> int:
         real: {"--pairs": int},
         planes: {"--model": str, "--weights": str, "--long-side": int, "--json": Path},
         start: {"--seed": int},
+        picture: {},
     }
-    places = {subset: "labels", real: "source", planes: "root", start: "wheel"}
+    places = {subset: "labels", real: "source", planes: "root", start: "wheel", picture: "folder"}
     for command, known in options.items():
         one = commands.add_parser(command.__name__, help=command.__doc__)
         if command in places:
