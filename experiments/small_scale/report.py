@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from steps import HELPERS, IN_DOMAIN, PARTS, ROWS
+from steps import HELPERS, IN_DOMAIN, LONG, PARTS, ROWS, TIMES
 
 from gim_jax.data.tfrecord import write_atomic
 from gim_jax.eval import metrics, statistics
@@ -38,6 +38,12 @@ class Results:
         """The results of a row, by seed."""
         names = [network] if network == "rootsift" else [f"{network}-{row}-{seed}" for seed in range(100)]
         return [self.found[name] for name in names if name in self.found]
+
+    def paired(self, network: str, row: str, other: str) -> tuple[list[dict], list[dict]]:
+        """The results of two rows, of the seeds that both have."""
+        pairs = ((f"{network}-{row}-{seed}", f"{network}-{other}-{seed}") for seed in range(100))
+        both = [pair for pair in pairs if set(pair) <= set(self.found)]
+        return [self.found[one] for one, _ in both], [self.found[one] for _, one in both]
 
     @property
     def networks(self) -> list[str]:
@@ -107,19 +113,21 @@ def table_one(results: Results, found: dict[str, list[dict]]) -> str:
     return markdown(rows)
 
 
-def table_two(results: Results, network: str) -> str:
-    """Compare every row with the whole method on the seeds that both have, as the paper's table 2."""
+def table_two(results: Results, network: str, suffix: str = "") -> str:
+    """Compare every row with the whole method on the seeds that both have, as the paper's table 2.
+
+    Rows whose names end with `suffix` are compared with each other.
+    """
     names = results.zero_shot
     worlds = [name for name in names if name in ("stone", "market")]
-    whole = results.seeds(network, "gim")
     head = ("row", "runs", "zero-shot AUC@5", "points from gim", "95 %", "by seed", "rendered", "real", "paper")
     rows = [head]
     for row in ROWS:
-        runs = results.seeds(network, row)[: len(whole)]
-        if not runs or not whole:
+        runs, whole = results.paired(network, f"{row}{suffix}", f"gim{suffix}")
+        if not runs:
             continue
-        mine, theirs = aucs(runs, names), aucs(whole[: len(runs)], names)
-        low, high = np.percentile(draws(runs, names) - draws(whole[: len(runs)], names), INTERVAL)
+        mine, theirs = aucs(runs, names), aucs(whole, names)
+        low, high = np.percentile(draws(runs, names) - draws(whole, names), INTERVAL)
         parts = []
         for chosen in (worlds, [name for name in names if name not in worlds]):
             columns = [names.index(name) for name in chosen]
@@ -127,8 +135,9 @@ def table_two(results: Results, network: str) -> str:
         by_seed = ", ".join(f"{value:+.1f}" for value in (mine - theirs).mean(1))
         paper = f"{PAPER[row]:+.1f}" if row in PAPER else ""
         if row == "gim":
-            gain = 100 * (theirs.mean() / aucs(results.seeds(network, "in_domain")[: len(runs)], names).mean() - 1)
-            paper, by_seed, parts = f"{PAPER[network]:+.1f} % of in-domain", f"{gain:+.1f} % of in-domain", ["", ""]
+            ours, inside = (aucs(runs, names) for runs in results.paired(network, f"gim{suffix}", f"in_domain{suffix}"))
+            gain = f"{100 * (ours.mean() / inside.mean() - 1):+.1f} % of in-domain" if len(ours) else ""
+            paper, by_seed, parts = f"{PAPER[network]:+.1f} % of in-domain", gain, ["", ""]
         rows.append(
             (row, str(len(runs)), f"{mine.mean():.1f}", f"{(mine - theirs).mean():+.1f}", f"{low:+.1f} to {high:+.1f}",
              by_seed, *parts, paper)
@@ -268,6 +277,8 @@ def write_report(folder: Path, out: Path) -> Path:
         bars(results, methods(results, results.networks, list(ROWS)), out / "zero_shot.png")
     for network in results.networks:
         parts += [f"# What each part is worth: {network}", table_two(results, network)]
+        if results.seeds(network, f"gim{LONG}"):
+            parts += [f"# After {TIMES} times the steps: {network}", table_two(results, network, LONG)]
     parts += ["# Hours of video", curve(results, out), "# Labels", labels_table(results), accuracy(results, out)]
     parts += ["# Batch size", batches(results, out)]
     write_atomic(out / "tables.md", lambda file: file.write("\n".join(parts).encode()))

@@ -83,6 +83,7 @@ ROWS = {
     "real_video": Row("gim", ("full", "real")),
 }
 MAIN = ("in_domain", "gim", "no_propagation")
+LONG, TIMES = "_long", 4  # the main rows again with so many times the steps: does the order change?
 PARTS = {"half": (2, 0), "quarter": (4, 0), "eighth": (8, 0), "one_video": (8, 1)}  # one of so many, at most so many
 LINKS = {"full": [], "no_propagation": ["link_radius_px=0.0"]}
 LINKS |= {"local_links": ["link_rule=local"], "released_links": ["link_rule=released"]}
@@ -232,14 +233,14 @@ class Table:
     def weights(self, name: str) -> Path:
         return self.out / "runs" / name / "weights.safetensors"
 
-    def train(self, network: str, row: str, seed: int) -> str:
+    def train(self, network: str, row: str, seed: int, long: bool = False) -> str:
         """Add the training and evaluation of a row; returns the step's name."""
-        name = f"{network}-{row}-{seed}"
+        name, times = (f"{network}-{row}{LONG}-{seed}", TIMES) if long else (f"{network}-{row}-{seed}", 1)
         about = ROWS[row]
         labels = [self.labels(network, kind) for kind in about.videos]
         records = ",".join(str(self.out / one / "records") for one in ("towns", *labels))
         batch_size = self.scale.batch_size // PARTS_OF_BATCH.get(network, 1)
-        settings = [f"data.records={records}", f"seed={seed}", *self.schedule(batch_size)]
+        settings = [f"data.records={records}", f"seed={seed}", *self.schedule(batch_size, times)]
         needs, commands = ["towns", *labels], []
         if network == "lightglue":
             start = self.start()
@@ -247,11 +248,16 @@ class Table:
             settings.append(f"init_weights={self.out / start / 'start.safetensors'}")
         commands.append(self.train_command(network, about.recipe, name, settings))
         option = next((self.steps[one].option for one in labels if self.steps[one].option), "")
-        return self.evaluation(name, MODELS[network], self.weights(name), needs, commands, 12, option)
+        minutes = 3 + 9 * times
+        return self.evaluation(name, MODELS[network], self.weights(name), needs, commands, minutes, option)
 
-    def schedule(self, batch_size: int) -> list[str]:
+    def schedule(self, batch_size: int, times: int) -> list[str]:
         scale = self.scale
-        return [f"num_steps={scale.num_steps}", f"batch_size={batch_size}", f"optim.warmup_steps={scale.warmup_steps}"]
+        return [
+            f"num_steps={scale.num_steps * times}",
+            f"batch_size={batch_size}",
+            f"optim.warmup_steps={scale.warmup_steps}",
+        ]
 
     def train_command(self, network: str, recipe: str, name: str, settings: list[str]):
         config = [f"--config={HERE / 'config.py'}:{network},{recipe}", *(f"--config.{s}" for s in settings)]
@@ -299,6 +305,8 @@ class Table:
         self.accuracy("rootsift")
         self.accuracy(network)
         self.train(network, "real_video", 0)
+        for row in MAIN:
+            self.train(network, row, 0, long=True)
 
     def batches(self) -> None:
         """Add runs of the same number of pairs in batches of several sizes, evaluated on the way."""
