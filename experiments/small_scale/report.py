@@ -176,15 +176,18 @@ def curve(results: Results, out: Path) -> str:
 
 
 def labels_table(results: Results) -> str:
-    """How many pairs each kind of labels has, and how far apart."""
-    rows = [("labels", "videos", "pairs", "correspondences a pair", "pairs by samples apart", "minutes of two cores")]
+    """How many pairs each kind of labels has, how far apart, how right, and how much of one frame the other shows."""
+    rows = [("labels", "videos", "pairs", "of a pair", "pairs by samples apart", "overlap", "1 px", "2 px", "3 px")]
     for name, found in results.found.items():
         if name.startswith("labels-") and found["pairs_by_step"]:
             steps = ", ".join(f"{step}: {count}" for step, count in found["pairs_by_step"].items())
             mean = found["correspondences"] / max(sum(found["pairs_by_step"].values()), 1)
-            minutes = found["seconds"] * found["cores"] / 120
-            row = name.removeprefix("labels-"), str(found["videos"]), str(found["records"])
-            rows.append((*row, f"{mean:.0f}", steps, f"{minutes:.0f}"))
+            kind = name.removeprefix("labels-")
+            judged = list(results.found.get(f"judged-{kind}", {}).get("steps", {}).values())
+            total = {key: sum(step[key] for step in judged) for key in (judged[0] if judged else ())}
+            overlap = f"{total['overlap'] / total['pairs']:.2f}" if judged else ""
+            shares = [f"{100 * total[f'within_{px}px'] / total['judged']:.1f} %" if judged else "" for px in (1, 2, 3)]
+            rows.append((kind, str(found["videos"]), str(found["records"]), f"{mean:.0f}", steps, overlap, *shares))
     return markdown(rows)
 
 

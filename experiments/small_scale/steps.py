@@ -71,6 +71,7 @@ ROWS = {
     "in_domain": Row("plain"),
     "gim": Row("gim", ("full",)),
     "no_propagation": Row("gim", ("no_propagation",)),
+    "near_pairs": Row("gim", ("near_pairs",)),
     "no_video": Row("gim"),
     "rootsift_labels": Row("gim", ("rootsift",)),
     "no_augmentation": Row("plain", ("full",)),
@@ -86,6 +87,7 @@ MAIN = ("in_domain", "gim", "no_propagation")
 LONG, TIMES = "_long", 4  # the main rows again with so many times the steps: does the order change?
 PARTS = {"half": (2, 0), "quarter": (4, 0), "eighth": (8, 0), "one_video": (8, 1)}  # one of so many, at most so many
 LINKS = {"full": [], "no_propagation": ["link_radius_px=0.0"]}
+LINKS |= {"near_pairs": ["link_radius_px=0.0", "base_steps=(1,)"]}  # of the next sampled frame alone
 LINKS |= {"local_links": ["link_rule=local"], "released_links": ["link_rule=released"]}
 HELPERS = {"loftr": ("rootsift",), "lightglue": ("rootsift",), "dkm": ("rootsift", "loftr")}  # weaker than the base
 
@@ -209,8 +211,18 @@ class Table:
             config = [f"--config=configs/label.py:{spec}".rstrip(":"), *(f"--config.{s}" for s in settings)]
             commands.append((*GIM_JAX, "label", *videos, "--out", labels, *config))
         commands.append((*GIM_JAX, "pack", labels, "--out", records, "--name", "video"))
-        minutes = 1 if kind in PARTS else 12
-        return self.add(name, commands, lambda: labelled(labels), needs, minutes, "real" if kind == "real" else "")
+        minutes = 1 if kind in PARTS else 40 if network == "lightglue" else 15
+        self.add(name, commands, lambda: labelled(labels), needs, minutes, "real" if kind == "real" else "")
+        if kind not in (*PARTS, "real"):
+            self.judged(name)
+        return name
+
+    def judged(self, labels: str) -> None:
+        """Add the comparison of labels with the truth."""
+        name = labels.replace("labels", "judged", 1)
+        out = self.out / f"{name}.json"
+        command = (*DATA, "judge", self.out / labels / "labels", "--tours", self.out / "tours", "--out", out)
+        self.add(name, [command], lambda: {"steps": json.loads(out.read_text())}, (labels, "tours"))
 
     def accuracy(self, network: str) -> None:
         """Add the accuracy of labels against interval, by link rule."""
