@@ -61,10 +61,11 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: the recipe of config.py, and which videos it learns from beside the posed pairs."""
+    """A line of the table: the recipe of config.py, which videos it learns from, and whether posed pairs beside them."""
 
     recipe: str
     videos: tuple[str, ...] = ()
+    posed: bool = True
 
 
 ROWS = {
@@ -72,6 +73,8 @@ ROWS = {
     "gim": Row("gim", ("full",)),
     "no_propagation": Row("gim", ("no_propagation",)),
     "near_pairs": Row("gim", ("near_pairs",)),
+    "video_alone": Row("gim", ("full",), posed=False),
+    "near_alone": Row("gim", ("near_pairs",), posed=False),
     "no_video": Row("gim"),
     "rootsift_labels": Row("gim", ("rootsift",)),
     "no_augmentation": Row("plain", ("full",)),
@@ -250,10 +253,11 @@ class Table:
         name, times = (f"{network}-{row}{LONG}-{seed}", TIMES) if long else (f"{network}-{row}-{seed}", 1)
         about = ROWS[row]
         labels = [self.labels(network, kind) for kind in about.videos]
-        records = ",".join(str(self.out / one / "records") for one in ("towns", *labels))
+        sources = [*(["towns"] if about.posed else []), *labels]
+        records = ",".join(str(self.out / one / "records") for one in sources)
         batch_size = self.scale.batch_size // PARTS_OF_BATCH.get(network, 1)
         settings = [f"data.records={records}", f"seed={seed}", *self.schedule(batch_size, times)]
-        needs, commands = ["towns", *labels], []
+        needs, commands = sources, []
         if network == "lightglue":
             start = self.start()
             needs.append(start)
