@@ -61,7 +61,7 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: the recipe of config.py, which videos it learns from, and whether posed pairs beside them."""
+    """A line of the table: the recipe of config.py, the videos it learns from, and whether posed pairs beside them."""
 
     recipe: str
     videos: tuple[str, ...] = ()
