@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import sys
@@ -25,12 +26,14 @@ from data_prep import pairs, render
 from data_prep.accuracy import WITHIN_PX
 from data_prep.posed import Pair, View, make_record, report, write_scene
 from data_prep.truth import NOTHING, Truth, correspondence_error
+from data_prep.video import sample_frames
 from data_prep.world import WorldConfig
 from data_prep.world import render as render_walk
 from gim_jax.cli.progress import Progress
 from gim_jax.data.records import decode
 from gim_jax.data.tfrecord import read_tfrecord, write_atomic
 from gim_jax.image import encode_jpeg, read_image
+from gim_jax.report import read_labels
 
 LICENCE = "Apache-2.0 (rendered)"
 FOV_DEG = 65.0  # of the posed pairs
@@ -105,7 +108,7 @@ def tours(args: argparse.Namespace) -> int:
 
 def subset(args: argparse.Namespace) -> int:
     """Link the labels of the first of every `every` videos of each look, by the names of the videos."""
-    rows = videos_of(args.labels)
+    rows = sorted(read_labels(args.labels)[1], key=lambda row: row["name"])
     looks: dict[str, list[dict]] = {}
     for row in rows:
         looks.setdefault(row["name"].rpartition("-")[0], []).append(row)
@@ -123,26 +126,21 @@ def subset(args: argparse.Namespace) -> int:
 def judge(args: argparse.Namespace) -> int:
     """Compare saved labels with the truth: how many are right, and how much of a frame its other one shows."""
     rows: dict[int, list[np.ndarray]] = {}
-    for manifest in videos_of(args.labels):
+    paths, manifests, _ = read_labels(args.labels)
+    for path, manifest in zip(paths, manifests):
         truth = Truth.load(args.tours / Path(manifest["name"]).stem)
-        for payload in read_tfrecord(args.labels / f"{manifest['sha256'][:16]}.tfrecord"):
+        for payload in read_tfrecord(path.with_suffix(".tfrecord")):
             record = decode(payload)
             ends = np.split(record.correspondences, 2, axis=1)
             error, valid = correspondence_error(truth, record.frame0, record.frame1, *ends)
             counts = [len(error), valid.sum(), *((error <= px).sum() for px in WITHIN_PX)]
             row = np.array([1, *counts, truth.overlap(record.frame0, record.frame1)])
             rows.setdefault(record.interval // manifest["every_frames"], []).append(row)
-    names = ("pairs", "labels", "judged", "within_1px", "within_2px", "within_3px", "overlap")
+    names = ("pairs", "labels", "judged", *(f"within_{px:g}px" for px in WITHIN_PX), "overlap")
     found = {step: dict(zip(names, np.sum(rows[step], 0).tolist())) for step in sorted(rows)}
     write_atomic(args.out, lambda file: file.write(json.dumps(found).encode()))
     print(f"{args.out}: {sum(map(len, rows.values()))} pairs judged")
     return 0
-
-
-def videos_of(labels: Path) -> list[dict]:
-    """Read the manifests of a folder of labels, by the names of the videos."""
-    rows = [json.loads(path.read_text()) for path in sorted(labels.glob("*.json")) if path.stem.isalnum()]
-    return sorted((row for row in rows if "sha256" in row), key=lambda row: row["name"])
 
 
 def real(args: argparse.Namespace) -> int:
@@ -217,16 +215,13 @@ def start(args: argparse.Namespace) -> int:
 
 def picture(args: argparse.Namespace) -> int:
     """Draw an image of each rendered look: of the posed pairs, the videos and the tests."""
-    import cv2
     from matplotlib.figure import Figure
 
     def first_of(folder: Path) -> np.ndarray:
         return read_image(folder / (folder / "pairs_with_gt.txt").read_text().split(maxsplit=1)[0])
 
     def frame_of(video: Path) -> np.ndarray:
-        reader = cv2.VideoCapture(str(video))
-        reader.set(cv2.CAP_PROP_POS_FRAMES, 40)
-        return reader.read()[1][..., ::-1]
+        return next(itertools.islice(sample_frames(video, every_frames=40), 1, None)).rgb
 
     tests = args.folder / "tests"
     tiles = {"brick: posed pairs": first_of(tests / "brick")}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from steps import HELPERS, IN_DOMAIN, LONG, PARTS, ROWS, TIMES
+from steps import HELPERS, IN_DOMAIN, LONG, PARTS, ROWS, TIMES, WORLDS
 
 from gim_jax.data.tfrecord import write_atomic
 from gim_jax.eval import metrics, statistics
@@ -119,7 +119,7 @@ def table_two(results: Results, network: str, suffix: str = "") -> str:
     Rows whose names end with `suffix` are compared with each other.
     """
     names = results.zero_shot
-    worlds = [name for name in names if name in ("stone", "market")]
+    worlds = [name for name in names if name in WORLDS]
     head = ("row", "runs", "zero-shot AUC@5", "points from gim", "95 %", "by seed", "rendered", "real", "paper")
     rows = [head]
     for row in ROWS:
@@ -184,9 +184,11 @@ def labels_table(results: Results) -> str:
             mean = found["correspondences"] / max(sum(found["pairs_by_step"].values()), 1)
             kind = name.removeprefix("labels-")
             judged = list(results.found.get(f"judged-{kind}", {}).get("steps", {}).values())
-            total = {key: sum(step[key] for step in judged) for key in (judged[0] if judged else ())}
-            overlap = f"{total['overlap'] / total['pairs']:.2f}" if judged else ""
-            shares = [f"{100 * total[f'within_{px}px'] / total['judged']:.1f} %" if judged else "" for px in (1, 2, 3)]
+            overlap, shares = "", [""] * 3
+            if judged:
+                total = {key: sum(step[key] for step in judged) for key in judged[0]}
+                overlap = f"{total['overlap'] / total['pairs']:.2f}"
+                shares = [f"{100 * total[f'within_{px}px'] / total['judged']:.1f} %" for px in (1, 2, 3)]
             rows.append((kind, str(found["videos"]), str(found["records"]), f"{mean:.0f}", steps, overlap, *shares))
     return markdown(rows)
 

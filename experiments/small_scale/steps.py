@@ -256,8 +256,9 @@ class Table:
         sources = [*(["towns"] if about.posed else []), *labels]
         records = ",".join(str(self.out / one / "records") for one in sources)
         batch_size = self.scale.batch_size // PARTS_OF_BATCH.get(network, 1)
-        settings = [f"data.records={records}", f"seed={seed}", *self.schedule(batch_size, times)]
-        needs, commands = sources, []
+        settings = [f"data.records={records}", f"seed={seed}", f"batch_size={batch_size}"]
+        settings += [f"num_steps={times * self.scale.num_steps}", f"optim.warmup_steps={self.scale.warmup_steps}"]
+        needs, commands = [*sources], []
         if network == "lightglue":
             start = self.start()
             needs.append(start)
@@ -266,14 +267,6 @@ class Table:
         option = next((self.steps[one].option for one in labels if self.steps[one].option), "")
         minutes = 3 + 9 * times
         return self.evaluation(name, MODELS[network], self.weights(name), needs, commands, minutes, option)
-
-    def schedule(self, batch_size: int, times: int) -> list[str]:
-        scale = self.scale
-        return [
-            f"num_steps={scale.num_steps * times}",
-            f"batch_size={batch_size}",
-            f"optim.warmup_steps={scale.warmup_steps}",
-        ]
 
     def train_command(self, network: str, recipe: str, name: str, settings: list[str]):
         config = [f"--config={HERE / 'config.py'}:{network},{recipe}", *(f"--config.{s}" for s in settings)]

@@ -210,12 +210,12 @@ def map_images(
     Several threads (-1: all cores) add up in another order each time; with one the same input gives the same model.
     """
     pycolmap = quiet_pycolmap()
-    for earlier in Path(out).glob("*"):
-        if earlier.name.isdecimal():
-            shutil.rmtree(earlier)
     reader = pycolmap.Database.open(str(database))
     num_verified = reader.num_verified_image_pairs()
     reader.close()
+    for earlier in Path(out).glob("*"):
+        if earlier.name.isdecimal():
+            shutil.rmtree(earlier)
     if num_verified == 0:  # COLMAP would look for a start again and again
         return []
     options = pycolmap.IncrementalPipelineOptions()
