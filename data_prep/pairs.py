@@ -109,19 +109,30 @@ def views(settings: dict, number: int) -> render.Shot:
     return shot
 
 
-def choose_pairs(shot: render.Shot, number: int, rng) -> list[tuple[int, int]]:
-    """Choose pairs of views whose overlaps fill OVERLAP_BINS evenly, as far as this walk has them."""
-    scale = 160 / shot.size[0]  # overlaps are measured on small pictures
+def small_truth(shot: render.Shot) -> Truth:
+    """Return the truth of pictures 160 px wide of a shot, walkers left out: overlaps are measured on it."""
+    scale = 160 / shot.size[0]
     size = (160, max(int(round(shot.size[1] * scale)), 1))
     K = shot.K.copy()
     K[:2] *= scale
     K[:2, 2] += (scale - 1) / 2  # the image's corner stays where it is: (x + 0.5) scale - 0.5
+    T, quads = shot.T_world_to_camera, shot.town.quads
+
+    def ids(frame: int) -> np.ndarray:
+        return render.surface_ids(quads, T[frame], K, size) + 1
+
+    return Truth(np.repeat(K[None], len(T), 0), T, np.zeros(len(T), int), size, 1.0, {}, quads, ids)
+
+
+def mutual_overlap(small: Truth, frame0: int, frame1: int) -> float:
+    """Return the share of the surfaces of one view that the other sees, the smaller of both: 0 to 1."""
+    return min(small.overlap(frame0, frame1, 6), small.overlap(frame1, frame0, 6))
+
+
+def choose_pairs(shot: render.Shot, number: int, rng) -> list[tuple[int, int]]:
+    """Choose pairs of views whose overlaps fill OVERLAP_BINS evenly, as far as this walk has them."""
     T = shot.T_world_to_camera
-    num = len(T)
-    small = Truth(
-        np.repeat(K[None], num, 0), T, np.zeros(num, int), size, 1.0, {}, shot.town.quads,
-        lambda frame: render.surface_ids(shot.town.quads, T[frame], K, size) + 1,
-    )  # fmt: skip
+    num, small = len(T), small_truth(shot)
     wanted = [len(part) for part in np.array_split(np.arange(number), len(OVERLAP_BINS) - 1)]
     chosen, spare = [], []
     centres = -np.einsum("nji,nj->ni", T[:, :3, :3], T[:, :3, 3])
@@ -131,8 +142,7 @@ def choose_pairs(shot: render.Shot, number: int, rng) -> list[tuple[int, int]]:
     rotation = np.rad2deg(np.arccos(np.clip((trace - 1) / 2, -1, 1)))
     fit = (baseline > BASELINE_M[0]) & (baseline < BASELINE_M[1]) & (rotation < MAX_ROTATION_DEG)
     for a, b in rng.permutation(every[fit]).tolist():
-        overlap = min(small.overlap(a, b, 6), small.overlap(b, a, 6))
-        place = int(np.searchsorted(OVERLAP_BINS, overlap, side="right")) - 1
+        place = int(np.searchsorted(OVERLAP_BINS, mutual_overlap(small, a, b), side="right")) - 1
         if 0 <= place < len(wanted) and (b, a) not in chosen:
             if wanted[place]:
                 wanted[place] -= 1

@@ -110,3 +110,19 @@ def test_auc_of_poses_and_planes(experiment):
     # 1.5 of 3 px at half: a triangle of 1.5 x 0.5 / 2 and 1.5 x 0.5; 2.5 of 5 degrees: 2.5 x 0.5 / 2 and 2.5 x 1
     expected = [[50, 100 * (0.375 + 0.75) / 3], [100 * (0.625 + 2.5) / 5, 0]]
     np.testing.assert_allclose(experiment("report").aucs(runs, ["stone", "viewpoint"]), expected)
+
+
+def test_rendered_pairs_by_overlap(experiment, tmp_path):
+    """A pair counts by its own overlap, whatever set it is of; runs are averaged."""
+    errors = ({"stone": [0.0, None], "brick": [5.0, 0.0]}, {"stone": [None, None], "brick": [0.0, 0.0]})
+    found = {"overlaps": {"overlaps": {"brick": [0.3, 0.7], "stone": [0.25, 0.5]}}}
+    for seed, sets in enumerate(errors):
+        found[f"loftr-gim-{seed}"] = {"sets": {name: {"errors": values} for name, values in sets.items()}}
+    for name, content in found.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    report = experiment("report")
+    results = report.Results(tmp_path)
+    # 0.2 to 0.4: errors (5, 0) then (0, inf); 0.4 to 0.6: inf, inf; 0.6 to 0.8: 0, 0
+    first = np.mean([report.metrics.pose_auc(np.array(pair), [5.0])[0] for pair in ([5.0, 0.0], [0.0, np.inf])])
+    table = report.overlap_table(results, {"gim": results.seeds("loftr", "gim")})
+    assert table.splitlines()[-1] == f"| gim | {100 * first:.1f} | 0.0 | 100.0 |"

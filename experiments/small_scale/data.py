@@ -4,6 +4,7 @@ data.py towns --out DIR --look brick --towns 6 --pairs 80       posed pairs with
 data.py tours --out DIR --looks plaster --fovs 65 --count 8 ...  videos
 data.py subset LABELS --out DIR --every 2                       the labels of a part of the videos
 data.py judge LABELS --tours DIR --out FILE                     labels against the truth of the rendered videos
+data.py overlaps TESTS --out FILE                               overlap of every pair of the rendered tests
 data.py real SOURCE --out DIR --pairs 40                        real pairs as a small ZEB
 data.py start WHEEL --out FILE                                  DISK, and a small LightGlue that is not trained
 data.py picture FOLDER --out FILE                               one image of each rendered look
@@ -17,6 +18,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -143,6 +145,21 @@ def judge(args: argparse.Namespace) -> int:
     return 0
 
 
+def overlaps(args: argparse.Namespace) -> int:
+    """Measure how much of a view the other one shows, of every pair of the rendered tests, as they were chosen by."""
+    found = {}
+    for folder in sorted(path.parent for path in args.tests.glob("*/config.json")):
+        settings = json.loads((folder / "config.json").read_text())
+        small = functools.cache(lambda town, settings=settings: pairs.small_truth(pairs.views(settings, town)))
+        found[folder.name] = []
+        for line in (folder / "pairs_with_gt.txt").read_text().splitlines():
+            (town, frame0), (_, frame1) = (map(int, re.findall(r"\d+", name)) for name in line.split()[:2])
+            found[folder.name].append(pairs.mutual_overlap(small(pairs.FIRST_TOWN + town), frame0, frame1))
+    write_atomic(args.out, lambda file: file.write(json.dumps(found).encode()))
+    print(f"{args.out}: {sum(map(len, found.values()))} pairs")
+    return 0
+
+
 def real(args: argparse.Namespace) -> int:
     """Arrange real pairs: `<set>/pairs_with_gt.txt` for every set of ZEB, and `planes/` as HPatches."""
     for name, folders in ZEB.items():
@@ -248,21 +265,22 @@ def pair_of_sizes(text: str) -> tuple[int, int]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True)
-    options = {
-        towns: {"--look": str, "--towns": int, "--pairs": int, "--seed": int, "--size": pair_of_sizes},
-        tours: {"--count": int, "--seconds": float, "--fps": float, "--seed": int, "--size": pair_of_sizes},
-        subset: {"--every": int, "--videos": int},
-        judge: {"--tours": Path},
-        real: {"--pairs": int},
-        planes: {"--model": str, "--weights": str, "--long-side": int, "--json": Path},
-        start: {"--seed": int},
-        picture: {},
+    size = {"--seed": int, "--size": pair_of_sizes}
+    options = {  # of each command: its input, and what may or must be given
+        towns: ("", {"--look": str, "--towns": int, "--pairs": int} | size),
+        tours: ("", {"--count": int, "--seconds": float, "--fps": float} | size),
+        subset: ("labels", {"--every": int, "--videos": int}),
+        judge: ("labels", {"--tours": Path}),
+        overlaps: ("tests", {}),
+        real: ("source", {"--pairs": int}),
+        planes: ("root", {"--model": str, "--weights": str, "--long-side": int, "--json": Path}),
+        start: ("wheel", {"--seed": int}),
+        picture: ("folder", {}),
     }
-    places = {subset: "labels", judge: "labels", real: "source", planes: "root", start: "wheel", picture: "folder"}
-    for command, known in options.items():
+    for command, (place, known) in options.items():
         one = commands.add_parser(command.__name__, help=command.__doc__)
-        if command in places:
-            one.add_argument(places[command], type=Path)
+        if place:
+            one.add_argument(place, type=Path)
         one.add_argument("--out", type=Path, required=True)
         if command is tours:
             one.add_argument("--looks", nargs="+", required=True)

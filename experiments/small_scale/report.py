@@ -6,6 +6,7 @@ python experiments/small_scale/report.py RESULTS --out DIR
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ PAPER = {  # table 1, mean AUC@5 relative to the in-domain model, in percent; ta
     "half": -1.1, "quarter": -2.0, "rootsift_labels": -0.1, "no_augmentation": -0.2, "no_propagation": -2.3,
     "no_video": -3.2,
 }  # fmt: skip
+OVERLAPS = (0.4, 0.6)  # the rendered pairs in three parts
 TARGET = 0.9  # of the best AUC that a batch size reached: what the others have to reach
 
 
@@ -142,6 +144,22 @@ def table_two(results: Results, network: str, suffix: str = "") -> str:
             (row, str(len(runs)), f"{mine.mean():.1f}", f"{(mine - theirs).mean():+.1f}", f"{low:+.1f} to {high:+.1f}",
              by_seed, *parts, paper)
         )  # fmt: skip
+    return markdown(rows)
+
+
+def overlap_table(results: Results, found: dict[str, list[dict]]) -> str:
+    """AUC@5 of pairs of all rendered sets by how much of a view the other one shows."""
+    overlaps = results.found.get("overlaps", {}).get("overlaps", {})
+    if not overlaps:
+        return ""
+    part = np.digitize(np.concatenate([*overlaps.values()]), OVERLAPS)
+    bounds = [0.2, *OVERLAPS, 0.8]  # what render_pairs chooses
+    spans = [*enumerate(itertools.pairwise(bounds))]
+    rows = [("method", *(f"{low} to {high}: {(part == k).sum()} pairs" for k, (low, high) in spans))]
+    for method, runs in found.items():
+        errors = np.array([np.concatenate([errors_of(run, name) for name in overlaps]) for run in runs])
+        shares = (np.mean([metrics.pose_auc(one[part == k], [5.0])[0] for one in errors]) for k, _ in spans)
+        rows.append((method, *(f"{100 * share:.1f}" for share in shares)))
     return markdown(rows)
 
 
@@ -280,6 +298,8 @@ def write_report(folder: Path, out: Path) -> Path:
     if results.sets:
         parts += ["# Zero-shot", table_one(results, methods(results, results.networks, list(ROWS)))]
         bars(results, methods(results, results.networks, list(ROWS)), out / "zero_shot.png")
+        rows = [*ROWS, *(f"{row}{LONG}" for row in ROWS)]
+        parts += ["# By overlap", overlap_table(results, methods(results, results.networks, rows))]
     for network in results.networks:
         parts += [f"# What each part is worth: {network}", table_two(results, network)]
         if results.seeds(network, f"gim{LONG}"):

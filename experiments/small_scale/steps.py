@@ -163,6 +163,9 @@ class Table:
             for index, (look, fov) in enumerate(sets.items())
         ]
         self.add("tests", tests, lambda: {"pairs": {look: count_lines(self.pairs(look)) for look in sets}})
+        overlaps = out / "overlaps.json"
+        command = (*DATA, "overlaps", out / "tests", "--out", overlaps)
+        self.add("overlaps", [command], lambda: {"overlaps": json.loads(overlaps.read_text())}, ("tests",))
         real = (*DATA, "real", self.real, "--out", out / "real", "--pairs", scale.real_pairs)
         self.add("real", [real], self.arranged, option="real")
 
