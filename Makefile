@@ -1,9 +1,9 @@
 # Two commands: `make quickstart` and `make test`. Each needs Python 3.11 or newer and make, nothing else.
-PYTHON ?= python3.11
+PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= quickstart
-OF_FOLDERS := homography lightglue_disk reconstruction registration  # each asks for images of one's own
+OF_FOLDERS := evaluation eval_throughput homography lightglue_disk reconstruction registration  # of images of one's own
 BENCHMARKS := $(filter-out benchmarks/side_by_side.py $(OF_FOLDERS:%=benchmarks/%.py),$(wildcard benchmarks/*.py))
 
 .PHONY: quickstart test lint bench clean

@@ -10,6 +10,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "gim_jax/__init__.py").rea
 
 # independent implementations: the tests compare results with them, benchmarks/ time and memory
 PEERS = ["torch==2.13.0", "torchvision==0.28.0", "kornia>=0.8", "transformers>=4.56", "einops"]
+PEERS += ["yacs>=0.1.8"]  # vismatch, installed without its dependencies, imports it
 
 setup(
     name="gim-jax",
@@ -65,7 +66,6 @@ setup(
             "laspy>=2.5",
             "small_gicp>=1.0",
             "pycolmap>=4.0",  # 30 MB: without it no test of reconstruction and localization would run
-            "yacs>=0.1.8",  # vismatch needs it when it is imported
             *PEERS,
         ],
         "bench": PEERS,

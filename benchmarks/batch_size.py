@@ -91,13 +91,19 @@ STRAIGHTFORWARD = (
 )
 
 
+def one_chip(chip: str):
+    """Return the mesh of the smallest slice's first chip; ValueError without the TPU compiler."""
+    slice_ = slice_of(f"{chip}:2x2" if chip in ("v5e", "v6e") else f"{chip}:2x2x1", 1)
+    return sharding.make_mesh(1, slice_.devices[0])
+
+
 def hbm(model: str, form: str, batch: int, chip: str) -> dict:
     """Compile one form at one batch size, for one chip."""
     plain, dtype = FORMS[form]
     remat = "none" if plain else "all"
     config = load_config(EXPERIMENTS[model], [f"--config.model.dtype={dtype}", f"--config.model.remat={remat}"])
     config.optim.accumulate = 1
-    mesh = sharding.make_mesh(1, slice_of(f"{chip}:2x2" if chip in ("v5e", "v6e") else f"{chip}:2x2x1", 1).devices[0])
+    mesh = one_chip(chip)
     before = [(module, function.__name__, getattr(module, function.__name__)) for module, function in STRAIGHTFORWARD]
     try:
         for module, function in STRAIGHTFORWARD if plain else ():
@@ -168,6 +174,11 @@ def main() -> None:
         if args.json:
             write_atomic(args.json, lambda file: file.write(json.dumps(rows, indent=1).encode()))
 
+    try:
+        one_chip(args.chip)
+    except ValueError as error:
+        print(f"skipped: {error}")
+        return
     table = [("model", "form", "largest batch", "of straightforward float32")]
     for model in args.models or EXPERIMENTS:
         found = {form: search(model, form, args.chip, rows, keep) for form in FORMS}

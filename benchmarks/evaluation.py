@@ -1,6 +1,6 @@
 """RootSIFT at ZEB's settings on real pairs: the table against OpenCV alone, pairs per second, the share of each stage.
 
-The pairs of a folder (GIM_JAX_SHARED, else ../shared) are arranged as sets of ZEB. The peer is the released loop,
+The pairs of a folder ($GIM_JAX_SHARED/data) are arranged as sets of ZEB. The peer is the released loop,
 OpenCV and NumPy alone, one pair after the other, in the same run; its errors have to equal ours.
 
     python benchmarks/evaluation.py [--pairs 8] [--sets KIT ICL GL3 ETO] [--json FILE]

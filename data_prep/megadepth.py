@@ -14,12 +14,12 @@ import functools
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from data_prep.posed import Pair, View, draw, inside, make_record, read_bytes, report, resized, run, write_scene
 from gim_jax.data import scene_info
 from gim_jax.data.headers import jpeg_size
+from gim_jax.tasks import load_extra
 
 LICENCE = "MegaDepth (CC BY 4.0; images by their Flickr authors)"
 TEST_SCENES = ("0015", "0022")  # of MegaDepth-1500
@@ -28,7 +28,7 @@ MAX_DEPTH_PIXELS = 1 << 26
 
 def read_depth(path: Path) -> np.ndarray:
     """Read `depth` [H, W] float32 of an h5 file; a ValueError for anything else, links to other files included."""
-    what = f"{path}: not a depth map"
+    h5py, what = load_extra("h5py", "prep"), f"{path}: not a depth map"
     if not path.is_file():
         raise ValueError(f"{path}: no such file, but the index names it")
     try:
@@ -99,6 +99,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def convert(args: argparse.Namespace) -> int:
     """Write every scene of the index that is not there yet, then pack."""
+    load_extra("h5py", "prep")  # or every pair would be left out for it
     files = sorted(p for p in args.index.glob("*.np[yz]"))
     if not args.test_scenes:
         files = [p for p in files if not p.stem.startswith(TEST_SCENES)]

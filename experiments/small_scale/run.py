@@ -1,7 +1,7 @@
 """The paper's claims at the scale of one CPU: renders, labels, trains, evaluates, reports; started again it goes on.
 
     python experiments/small_scale/run.py --out DIR --list
-    python experiments/small_scale/run.py --out DIR [--real ../shared/data] [--known results] [STEP ...]
+    python experiments/small_scale/run.py --out DIR [--real REAL_PAIRS] [--known FOLDER_OF_RESULTS] [STEP ...]
 
 Without names every step that is missing is run, the most important first; names may have wildcards ("loftr-*-0"), and
 bring what they need. A step ends with `DIR/results/STEP.json`, written at once; `DIR/logs/STEP.log` is what it printed.
@@ -98,6 +98,8 @@ class Driver:
 
     def adopt(self, known: Path) -> list[str]:
         """Copy results that are missing here and whose files no step needs. Returns their names."""
+        if not known.is_dir():
+            raise ValueError(f"--known {known}: no such folder")
         needed = {need for step in self.steps.values() for need in step.needs}
         names = [path.stem for path in sorted(known.glob("*.json")) if path.stem in self.steps.keys() - needed]
         names = [name for name in names if not self.result(name).is_file()]

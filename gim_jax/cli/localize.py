@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-retrieved", type=int, default=20, metavar="N", help="database images of a query")
     parser.add_argument("--model", default="rootsift", help="a name of `gim-jax models` (default: %(default)s)")
     parser.add_argument("--weights", metavar="FILE", help="the model's .safetensors file")
-    parser.add_argument("--retriangulate", action="store_true", help="make the model's points from this matcher first")
+    parser.add_argument(
+        "--retriangulate", action="store_true", help="make the model's points from this matcher first; needs --cache"
+    )
     parser.add_argument("--anchor", type=float, metavar="PX", help="how near an observation a match has to be")
     parser.add_argument("--max-error", type=float, default=12.0, metavar="PX", help="inlier distance (%(default)s)")
     parser.add_argument("--out", required=True, metavar="FILE", help="poses: `basename qw qx qy qz tx ty tz` a line")

@@ -111,6 +111,7 @@ _CVG = {"long_side": 1024, "floor": True}  # its extractors' preset, `resampling
 _LOFTR_URL = "github.com/zju3dv/LoFTR, {}"
 _MAGIC_URL = "github.com/magicleap/SuperGluePretrainedNetwork, {}"
 _CVG_URL = "github.com/cvg/LightGlue, {}"
+_SUPERPOINT = _MAGIC_URL.format("superpoint_v1.pth") + "; "
 _GIM_URL = "github.com/xuelunshen/gim, {}"
 
 MODELS = {
@@ -224,7 +225,7 @@ MODELS = {
             "superglue_indoor",
             "superglue",
             licence=MAGIC_LEAP,
-            weights_source=_MAGIC_URL.format("superglue_indoor.pth"),
+            weights_source=_MAGIC_URL.format("superpoint_v1.pth, superglue_indoor.pth"),
             num_params=13_324_162,
             published={"ZEB AUC@5": 21.6, "ScanNet-1500 AUC@5": 16.2},  # GIM README, paper table 8
             resize={"exact": (640, 480)},
@@ -233,7 +234,7 @@ MODELS = {
             "superglue_outdoor",
             "superglue",
             licence=MAGIC_LEAP,
-            weights_source=_MAGIC_URL.format("superglue_outdoor.pth"),
+            weights_source=_MAGIC_URL.format("superpoint_v1.pth, superglue_outdoor.pth"),
             num_params=13_324_162,
             published={"ZEB AUC@5": 31.2, "MegaDepth-1500 AUC@5": 42.2},  # GIM README, paper table 8
             resize={"long_side": 1600},
@@ -270,7 +271,7 @@ MODELS = {
             "lightglue_superpoint",
             "lightglue",
             licence=MAGIC_LEAP,
-            weights_source=_CVG_URL.format("superpoint_lightglue.pth"),
+            weights_source=_SUPERPOINT + _CVG_URL.format("superpoint_lightglue.pth"),
             num_params=13_152_466,
             published={"ZEB AUC@5": 31.7},  # GIM README
             resize=_CVG,
@@ -281,7 +282,7 @@ MODELS = {
             "lightglue_superpoint_adaptive",
             "lightglue",
             licence=MAGIC_LEAP,
-            weights_source=_CVG_URL.format("superpoint_lightglue.pth"),
+            weights_source=_SUPERPOINT + _CVG_URL.format("superpoint_lightglue.pth"),
             num_params=13_152_466,
             resize=_CVG,
             resampling="blurred",
