@@ -43,6 +43,7 @@ def reconstruct(
     labellers: tuple[str, ...],
     picture: Callable[[int], bytes],
     folder: Path | None,
+    num_frames: int,
     dense: bool = False,
 ) -> Clip | None:
     """Reconstruct a clip, of several models the one with most frames; None where there is none.
@@ -50,6 +51,7 @@ def reconstruct(
     Args:
       rows: by step, the direct labels of the pairs (s, s + step) of the clip, None beyond its end.
       labellers: their names. picture: gives the JPEG of a frame. folder: for temporary files, None: the system's.
+      num_frames: of the clip.
       dense: correspondences from depth maps instead of tracks.
     """
     pairs, found = [], []
@@ -62,7 +64,6 @@ def reconstruct(
         return None
     repeats = all(name.startswith(KEYPOINT_LABELLERS) for name in labellers)
     keypoints, matches = tracks.build_tracks(pairs, found, 0.0 if repeats else sfm.MERGE_PX)
-    num_frames = len(rows[min(rows)]) + min(rows)
     with tempfile.TemporaryDirectory(prefix="colmap-", dir=folder, ignore_cleanup_errors=True) as work:
         frames, database = Path(work) / "frames", Path(work) / "db"
         frames.mkdir()

@@ -143,12 +143,12 @@ def label_in_memory(path: str | Path, config, progress: Progress | None = None) 
     """`label_video` without writing anything: every label at every interval, for measurements."""
     with tempfile.TemporaryFile() as jpegs:
         labels = _direct(path, vid.probe(path), config, jpegs, None, progress)
-    direct = labels.direct
-    num, summary = len(direct.frames), _new_summary(len(direct.frames))
-    levels = []
-    for window in _windows(labels, config, summary):
-        _summarise(window, summary, labels, config)
-        levels.append((window.num, window.levels))
+        direct = labels.direct
+        num, summary = len(direct.frames), _new_summary(len(direct.frames))
+        levels = []
+        for window in _windows(labels, config, summary):  # a reconstruction reads the frames
+            _summarise(window, summary, labels, config)
+            levels.append((window.num, window.levels))
     base = {step: prop.make_level(step, [_columns(row) for row in rows], num) for step, rows in direct.rows.items()}
     return VideoLabels(
         direct.size, direct.frames, direct.times_s, base, prop.join_windows(levels), labels.min_matches,
@@ -263,7 +263,7 @@ def _reconstructed(parts, labels: _Labels, config, first: int, unplaced: np.ndar
     jpegs = labels.direct.jpegs
     clip = colmap.reconstruct(
         parts, config.labellers, lambda frame: _unspool(labels.spool, jpegs[first + frame]), labels.folder,
-        dense=config.source == "colmap_dense",
+        len(unplaced), dense=config.source == "colmap_dense",
     )  # fmt: skip
     unplaced[:] = True if clip is None else ~clip.placed
     return colmap.levels(clip, labels.min_matches) if clip else []

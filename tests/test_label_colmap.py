@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
-from data_prep import colmap, manifest
+from data_prep import colmap, label, manifest
 from data_prep.fitting import PairLabels
 from gim_jax import cli, image
+from gim_jax.config import load_config
+from tests.test_label import pan
+from tests.test_video import write_video
 
 pytest.importorskip("pycolmap", reason="extra sfm is not installed")
 SIZE, NUM_FRAMES, FOCAL = (320, 240), 10, 384
@@ -67,7 +70,7 @@ def test_tracks_are_the_projections_and_reach_beyond_the_matches(tmp_path):
     views, last = projections(), 9
     blank = image.encode_jpeg(np.zeros((SIZE[1], SIZE[0], 3), np.uint8), 90)
     rows = direct_rows(views, last)
-    clip = colmap.reconstruct(rows, ("rootsift",), lambda frame: blank, tmp_path)
+    clip = colmap.reconstruct(rows, ("rootsift",), lambda frame: blank, tmp_path, NUM_FRAMES)
     assert clip is not None and not list(tmp_path.iterdir()), "temporary files are gone"
     assert clip.placed.tolist() == [k < last for k in range(NUM_FRAMES)]
     levels = colmap.levels(clip, min_matches=20)
@@ -114,7 +117,9 @@ def test_dense_labels_lie_on_a_grid_and_follow_the_surface(tmp_path, monkeypatch
     views, hole = projections(), slice(100, 140)
     blank = image.encode_jpeg(np.zeros((SIZE[1], SIZE[0], 3), np.uint8), 90)
     monkeypatch.setattr(pycolmap, "patch_match_stereo", lambda folder: true_stereo(folder, hole))
-    clip = colmap.reconstruct(direct_rows(views, 9), ("rootsift",), lambda frame: blank, tmp_path, dense=True)
+    clip = colmap.reconstruct(
+        direct_rows(views, 9), ("rootsift",), lambda frame: blank, tmp_path, NUM_FRAMES, dense=True
+    )
     assert clip is not None and clip.placed.tolist() == [k < 9 for k in range(NUM_FRAMES)]
     assert len(clip.pair(0, 9)["xy"]) == 0
     xy = clip.pair(0, 8)["xy"]
@@ -135,7 +140,30 @@ def test_dense_labels_without_a_gpu_are_refused(tmp_path, capsys):
 
 
 def test_nothing_to_match_is_no_model(tmp_path):
-    assert colmap.reconstruct(direct_rows(projections(), 0), ("rootsift",), lambda frame: b"", tmp_path) is None
+    rows = direct_rows(projections(), 0)
+    assert colmap.reconstruct(rows, ("rootsift",), lambda frame: b"", tmp_path, NUM_FRAMES) is None
+
+
+def test_a_video_is_reconstructed_clip_by_clip_from_its_frames(tmp_path, monkeypatch):
+    """12 sampled frames in clips of 5: 5, 5 and 2 frames; each clip reads its own frames, and places the first."""
+    clips = []
+
+    def reconstruct(rows, labellers, picture, folder, num_frames, dense=False):
+        shown = [image.decode_image(picture(k), "frame").mean() for k in range(num_frames)]
+        clips.append((num_frames, shown))
+        return colmap.Clip(np.arange(num_frames) == 0, lambda start, end: {"xy": np.zeros((0, 4)), "conf": np.zeros(0)})
+
+    frames = [np.clip(f // 2 + 10 * k, 0, 255).astype(np.uint8) for k, f in enumerate(pan(12, 2, 0))]
+    write_video(tmp_path / "v.mp4", frames, options={"crf": "6"})
+    monkeypatch.setattr(colmap, "reconstruct", reconstruct)
+    settings = ["every_frames=1", "clip_samples=5", "workers=1", "min_matches=2000"]
+    config = load_config("configs/label.py:colmap", [f"--config.{text}" for text in settings])
+    labels = label.label_in_memory(tmp_path / "v.mp4", config)
+    assert [num for num, _ in clips] == [5, 5, 2]
+    levels = np.concatenate([shown for _, shown in clips])
+    np.testing.assert_allclose(np.diff(levels), 10, atol=3)  # every frame once, each lighter than the one before
+    lost = [k for k, why in enumerate(labels.reasons) if "does not place" in why]
+    assert lost == [k for k in range(11) if k % 5], "the last frame has no next one"
 
 
 @pytest.mark.parametrize("key, value", [("source", "colmpa"), ("link_rule", "papers")])
