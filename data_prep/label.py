@@ -83,7 +83,7 @@ def label_video(path: str | Path, config, out: str | Path, progress: Progress | 
     """
     out = Path(out)
     info = vid.probe(path)
-    stem, identity = info.sha256[:16], label_hash(config)
+    stem, identity = info.sha256[:16], label_hash(config, path)
     manifest = out / f"{stem}.json"
     done = read_manifest(manifest)
     if done and done["label_config_hash"] == identity and (out / f"{stem}.tfrecord").is_file():
@@ -156,13 +156,14 @@ def label_in_memory(path: str | Path, config, progress: Progress | None = None) 
     )  # fmt: skip
 
 
-def label_hash(config) -> str:
-    """Hash of what changes the labels: the content of weights, not their place; not the number of threads."""
+def label_hash(config, video: str | Path) -> str:
+    """Hash of what changes a video's labels: the content of weights and masks, not their place; not the threads."""
     settings = config.to_dict()
     settings.pop("workers")
     settings["weights"] = weights_digests(config)
     for network in settings["networks"].values():
         network.pop("weights")
+    settings["mask_provider"] = masks.identity(config.mask_provider, video)
     return config_hash(settings)
 
 

@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep import masks, scan, video
+from data_prep import label, masks, scan, video
 from data_prep.video import Frame
+from gim_jax.config import load_config
 from tests.test_label import pan, textured
 from tests.test_video import write_video
 
@@ -93,18 +94,55 @@ def test_masks_come_from_a_function_or_a_folder(tmp_path, monkeypatch):
     frame = Frame(40, 1.0, np.zeros((4, 6, 3), np.uint8))
     frame.rgb[:2] = 200
     want = np.repeat([[False]] * 2 + [[True]] * 2, 6, axis=1)
-    assert (masks.load_provider("my_masks:no_sky", "v.mp4")(frame) == want).all()
+    assert (masks.load_provider("my_masks:no_sky", "v.mp4")(frame, None) == want).all()
     (tmp_path / "v").mkdir()
     cv2.imwrite(str(tmp_path / "v" / "40.png"), want.astype(np.uint8) * 255)
     provider = masks.load_provider(str(tmp_path), "/videos/v.mp4")
     assert (masks.frame_masks(None, provider)(frame) == want).all()
     assert masks.load_provider("", "v.mp4") is None
     with pytest.raises(ValueError, match=r"41\.png"):
-        provider(Frame(41, 1.0, frame.rgb))
+        provider(Frame(41, 1.0, frame.rgb), None)
     with pytest.raises(ValueError, match="found uint8 of shape"):
-        masks.load_provider("my_masks:wrong", "v.mp4")(frame)
+        masks.load_provider("my_masks:wrong", "v.mp4")(frame, None)
     for spec in ("my_masks:none", "not_a_module:f", str(tmp_path / "nowhere")):
         with pytest.raises(ValueError, match="mask_provider"):
             masks.load_provider(spec, "v.mp4")
     with pytest.raises(ValueError, match="no such folder"):
         masks.load_provider(str(tmp_path / "v"), "..")
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_mask_of_the_frame_as_filmed_is_cut_like_the_frame(tmp_path, scale):
+    """20 px of 40 are bars, 12 above and 8 below: of rows 12 to 31 the upper ten may have labels."""
+    full, crop = np.array([60, 40]), np.array([0, 12, 60, 32])
+    found = scan.Scan(np.array(9), *[np.zeros(0, int)] * 2, full, crop, np.zeros((0, 1, 1), bool), np.zeros(0, int))
+    filmed = np.zeros((40 // scale, 60 // scale), np.uint8)
+    filmed[: 22 // scale] = 255
+    picture = np.zeros((20 // scale, 60 // scale), np.uint8)
+    picture[: 10 // scale] = 255
+    (tmp_path / "v").mkdir()
+    for index, mask in enumerate((filmed, picture)):
+        cv2.imwrite(str(tmp_path / "v" / f"{index}.png"), mask)
+        mask = masks.frame_masks(found, masks.load_provider(str(tmp_path), "v.mp4"))
+        given = mask(Frame(index, 0.0, np.zeros((20, 60, 3), np.uint8)))
+        np.testing.assert_array_equal(given, picture > 0)
+
+
+def test_other_masks_are_other_labels(tmp_path, monkeypatch):
+    (tmp_path / "v").mkdir()
+    cv2.imwrite(str(tmp_path / "v" / "0.png"), np.ones((4, 6), np.uint8))
+    config = load_config("configs/label.py", [f"--config.mask_provider={tmp_path}"])
+    first = label.label_hash(config, "v.mp4")
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "v").rename(tmp_path / "moved" / "v")
+    config.mask_provider = str(tmp_path / "moved")
+    assert label.label_hash(config, "v.mp4") == first, "where they lie does not matter"
+    cv2.imwrite(str(tmp_path / "moved" / "v" / "0.png"), np.zeros((4, 6), np.uint8))
+    assert label.label_hash(config, "v.mp4") != first
+    config.mask_provider = "made_up_masks:f"
+    monkeypatch.syspath_prepend(tmp_path)
+    hashes = set()
+    for text in ("f = None", "f = 1"):
+        (tmp_path / "made_up_masks.py").write_text(text)
+        hashes |= {label.label_hash(config, "v.mp4")}
+    assert len(hashes) == 2
