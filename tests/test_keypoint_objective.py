@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+from gim_jax.data.augment import Geometry
 from gim_jax.models.lightglue import LightGlue, LightGlueConfig
+from gim_jax.models.sparse import valid_size
 from gim_jax.models.superglue import SuperGlue, SuperGlueConfig
 from gim_jax.models.superpoint import SuperPointConfig
 from gim_jax.train.keypoints import keypoint_objective
@@ -76,6 +78,27 @@ def test_what_unlabelled_slots_hold_does_not_matter():
     run = jax.jit(lambda b: keypoint_objective(module, variables, b, jax.random.key(0), False)[0])
     assert run(first) == run(second) > 0
     assert np.isfinite(run({**first, "match_mask": first["match_mask"] & False}))
+
+
+def test_labels_of_a_warped_image_are_described():
+    # An image of 64x40 in a box of 64x64, upside down: it fills the lower 40 rows, all of them described.
+    upside_down = np.array([[-1.0, 0, 63], [0, -1, 63], [0, 0, 1]])
+    mask = Geometry((64, 40), (0, 0), (64, 40), upside_down).coarse_mask((64, 64))[None]
+    np.testing.assert_array_equal(mask[0], np.arange(8)[:, None].repeat(8, 1) >= 3)
+    image = np.random.default_rng(0).random((1, 64, 64, 1), np.float32) * (np.arange(64) >= 24)[:, None, None]
+    module = MODULES["superglue"]
+    variables = random_variables(module, image, image)
+    kpts = np.stack(np.meshgrid(np.arange(4, 64, 8), np.arange(28, 64, 8)), -1).reshape(1, -1, 2)
+
+    @jax.jit
+    def describe(image, mask, kpts):
+        size = valid_size(image, mask)
+        maps = module.apply(variables, image, image, size, size, method="encode")[0]
+        return size, module.bind(variables).extractor.at(maps, kpts, size)["desc"]
+
+    size, desc = describe(image, mask, jnp.asarray(kpts, jnp.float32))
+    np.testing.assert_array_equal(size, [[64, 64]])
+    np.testing.assert_allclose(jnp.linalg.norm(desc, axis=-1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", MODULES)

@@ -13,18 +13,20 @@ from gim_jax.ops.pairing import join, part
 
 
 def valid_size(image, mask):
-    """[B, 2] int32 (width, height) px of the valid top left part.
+    """[B, 2] int32 (width, height) px of the smallest top left part that holds everything valid.
 
     Args:
       image: [B, H, W, C].
-      mask: [B, H/8, W/8] bool; or, to the pixel, that size itself, [B, 2] int32; or None where all is valid.
+      mask: [B, H/8, W/8] bool, valid cells (of a warped image no rectangle); or, to the pixel, that size itself,
+        [B, 2] int32; or None where all is valid.
     """
     batch, height, width, _ = image.shape
     if mask is None:
         return jnp.tile(jnp.array([[width, height]], jnp.int32), (batch, 1))
     if mask.ndim == 2:
         return mask
-    return CELL * jnp.stack([mask.any(1).sum(-1), mask.any(2).sum(-1)], -1).astype(jnp.int32)
+    ends = [jnp.where(filled, jnp.arange(1, filled.shape[1] + 1), 0).max(-1) for filled in (mask.any(1), mask.any(2))]
+    return CELL * jnp.stack(ends, -1).astype(jnp.int32)
 
 
 def as_one_batch(function, *pairs):
