@@ -6,6 +6,7 @@ OpenCV's wheel opens AV1 and reads nothing, and seeking to every sample is sever
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,20 +64,25 @@ def decode(path: str | Path, notes: list[str]) -> Iterator[tuple[int, float, av.
     """Decode a video once, in order: number, presentation time in seconds, frame as stored.
 
     Args:
-      notes: receives a line where decoding ended early, or where the size changes, which ends it; what came is good.
+      notes: receives a line where decoding ended early, or where the size changes or time goes back, which end it;
+        what came is good.
     """
-    index, size = -1, None
+    index, size, last_s = -1, None, -math.inf
     with open_video(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         try:
             for index, frame in enumerate(container.decode(stream)):
-                time_s = float(frame.time) if frame.time is not None else index / rate
+                time_s = float(frame.time) if frame.time is not None else max(index / rate, last_s)
                 size = size or (frame.width, frame.height, frame.rotation)
                 if size != (frame.width, frame.height, frame.rotation):
                     notes.append(f"frame size changes at {time_s:.2f} s; what follows is left out")
                     return
+                if time_s < last_s:  # recordings that were joined end to end
+                    notes.append(f"time goes back from {last_s:.2f} to {time_s:.2f} s; what follows is left out")
+                    return
+                last_s = time_s
                 yield index, time_s, frame
         except av.error.FFmpegError as error:
             notes.append(f"damaged after frame {index}: {error.strerror}")

@@ -109,6 +109,18 @@ def test_index_of_an_mp4_tells_how_many_frames_are_missing(tmp_path):
     assert len(notes) == 1 and ("of 60 frames" in notes[0] or "damaged" in notes[0])
 
 
+def test_where_time_goes_back_the_video_ends(tmp_path):
+    """Two recordings of 30 frames joined as `cat 0.ts 1.ts`: the second one begins at the first one's time."""
+    write_video(tmp_path / "0.ts", numbered(30), options={"crf": "10", "bf": "0"})
+    one = (tmp_path / "0.ts").read_bytes()
+    (tmp_path / "both.ts").write_bytes(one + one)
+    notes: list[str] = []
+    frames = list(video.sample_frames(tmp_path / "both.ts", every_frames=10, notes=notes))
+    assert [number_of(f) for f in frames] == [0, 10, 20]
+    assert len(notes) == 1 and "time goes back" in notes[0]
+    assert len(list(video.sample_frames(tmp_path / "both.ts", every_seconds=0.4))) == 3, "of 1.2 s"
+
+
 NAMES = ["with blanks.mp4", "quote's \".mp4", "-dash.mp4", "new\nline.mp4", "http:x.mp4", "ünï.mp4", "a%03d.mp4"]
 
 
