@@ -7,7 +7,6 @@ are propagated to distant frames, and for every start frame the farthest pair is
 from __future__ import annotations
 
 import errno
-import json
 import os
 import platform
 import shutil
@@ -35,6 +34,7 @@ from data_prep.matching import DirectLabels, match_video
 from gim_jax import image
 from gim_jax.config import config_hash
 from gim_jax.data import records
+from gim_jax.data.json_file import write_json
 from gim_jax.data.tfrecord import write_atomic
 
 WINDOW = 512  # start frames propagated at once, with the `prop.MAX_STEP` after them: bounds the memory of a long video
@@ -88,8 +88,9 @@ def label_video(path: str | Path, config, out: str | Path, progress: Progress | 
     done = read_manifest(manifest)
     if done and done["label_config_hash"] == identity and (out / f"{stem}.tfrecord").is_file():
         return done
-    if done:  # of other settings: with its records half replaced it would speak for the wrong ones
-        manifest.unlink(missing_ok=True)
+    if done:  # of other settings: nothing of them may be packed, or speak for what replaces it; the manifest last
+        for suffix in (".tfrecord", ".examples", ".json"):
+            manifest.with_suffix(suffix).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     try:
         row = _label(path, info, config, identity, out, progress)
@@ -133,9 +134,9 @@ def _label(path, info, config, identity: str, out: Path, progress) -> dict:
     write_atomic(out / f"{stem}.jpg", lambda file: file.write(sheet))
     seconds = direct.seconds | {"propagate": time.perf_counter() - clock, "total": time.perf_counter() - started}
     seconds |= {"host": platform.node(), "began": began}
-    write_atomic(out / f"{stem}.time.json", lambda file: file.write(json.dumps(seconds, indent=1).encode()))
+    write_json(out / f"{stem}.time.json", seconds)
     row = _manifest_row(labels, summary, saved, config, identity)
-    write_atomic(out / f"{stem}.json", lambda file: file.write(json.dumps(row, indent=1).encode()))
+    write_json(out / f"{stem}.json", row)
     return row
 
 

@@ -1,6 +1,7 @@
 """Many videos, workers that die: what is written is whole, and the same whoever wrote it."""
 
 import errno
+import hashlib
 import json
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import pytest
 
 from data_prep import fleet, label
 from gim_jax import cli
+from gim_jax.cli.pack import pack
 from gim_jax.config import load_config
 from gim_jax.data import records
+from tests.pairs import make_record
 from tests.test_label import pan
 from tests.test_video import write_video
 
@@ -88,6 +91,40 @@ def test_a_full_disk_fails_the_video_that_met_it_alone(video, tmp_path, monkeypa
     assert "No space left" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob(".*")), "room for the next video"
     assert len([p for p in (tmp_path / "out").glob("*.json") if len(p.stem) == 16]) == 1
+
+
+def test_records_of_other_settings_are_not_left_to_be_packed(video, tmp_path, monkeypatch):
+    """A second run is stopped at once: what the first one wrote is of no run any more."""
+    stem = tmp_path / hashlib.sha256(video.read_bytes()).hexdigest()[:16]
+    stem.with_suffix(".json").write_text(json.dumps({"label_config_hash": "of other settings"}))
+    for suffix in (".tfrecord", ".examples"):
+        records.write_tfrecord(stem.with_suffix(suffix), [records.encode(make_record())])
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(label, "_label", stop)
+    with pytest.raises(KeyboardInterrupt):
+        label.label_video(video, make_config(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_records_is_of_one_split_and_whole(tmp_path):
+    (tmp_path / "labels").mkdir()
+    records.write_tfrecord(tmp_path / "labels" / "a.tfrecord", [records.encode(make_record(k)) for k in range(3)])
+    out = tmp_path / "packed"
+    pack(tmp_path / "labels", out, num_shards=2)
+    before = contents(out)
+    with pytest.raises(ValueError, match="packed: holds pairs-train, expected another folder for pairs-val"):
+        pack(tmp_path / "labels", out, split="val", num_shards=2)
+    assert contents(out) == before
+    for shard in out.glob("*.tfrecord-*"):
+        shard.unlink()
+    assert not pack(tmp_path / "labels", out, num_shards=2)["up_to_date"] and contents(out) == before
+    for text in ("{}", '{"key": ', "[1]"):
+        (out / "packed.json").write_text(text)
+        with pytest.raises(ValueError, match=r"packed\.json: "):
+            pack(tmp_path / "labels", out, num_shards=2)
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])

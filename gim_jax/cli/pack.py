@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
 
 from gim_jax.data import records
+from gim_jax.data.json_file import read_json, write_json
 
 MANIFEST = "packed.json"
 
@@ -38,10 +38,10 @@ def pack(labels: str | Path, out: str | Path, name: str = "pairs", split: str = 
 
     CRCs are verified, records with the same content are kept once, damaged ones are left out and listed. The
     result is built beside `out` and renamed, so `out` is always complete; packing the same files again does
-    nothing.
+    nothing. A folder holds one split.
 
     Returns: dict(num_records, num_duplicates, num_files, num_shards, damaged=[one line each], up_to_date).
-    Raises: ValueError if there is nothing to pack, or if `out` exists and was not made by packing.
+    Raises: ValueError if there is nothing to pack, or if `out` was not made by packing, or of another name or split.
     """
     labels, out = Path(labels), Path(out)
     if not labels.is_dir():
@@ -51,11 +51,17 @@ def pack(labels: str | Path, out: str | Path, name: str = "pairs", split: str = 
     paths = records.dataset_paths(labels)
     inputs = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
     key = {"name": name, "split": split, "num_shards": num_shards, "inputs": inputs}
-    manifest = out / MANIFEST
-    if manifest.is_file():
-        done = json.loads(manifest.read_text())
-        if done["key"] == key:
-            return done["result"] | {"up_to_date": True}
+    done = read_json(out / MANIFEST)
+    if done is not None:
+        try:
+            there, result = done["key"], done["result"]
+            one, two = f"{there['name']}-{there['split']}", f"{name}-{split}"
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{out / MANIFEST}: was not written by `gim-jax pack`; remove the folder") from error
+        if one != two:
+            raise ValueError(f"{out}: holds {one}, expected another folder for {two}")
+        if there == key and _is_whole(out, split):
+            return result | {"up_to_date": True}
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: exists and was not made by `gim-jax pack`; expected a new folder")
 
@@ -76,8 +82,7 @@ def pack(labels: str | Path, out: str | Path, name: str = "pairs", split: str = 
     shutil.rmtree(partial, ignore_errors=True)
     counts = records.write_dataset(partial, name, split, num_shards, source.subset(intact))
     result = counts | {"num_files": len(paths), "num_shards": num_shards, "damaged": damaged}
-    text = json.dumps({"key": key, "result": result}, indent=1)
-    records.write_atomic(partial / MANIFEST, lambda file: file.write(text.encode()))
+    write_json(partial / MANIFEST, {"key": key, "result": result})
     if out.exists():
         previous = out.with_name(f".{out.name}.previous")
         shutil.rmtree(previous, ignore_errors=True)
@@ -87,3 +92,11 @@ def pack(labels: str | Path, out: str | Path, name: str = "pairs", split: str = 
     else:
         partial.rename(out)
     return result | {"up_to_date": False}
+
+
+def _is_whole(folder: Path, split: str) -> bool:
+    """Are all shards there?"""
+    try:
+        return bool(records.dataset_paths(folder, split))
+    except ValueError:
+        return False
