@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -72,27 +73,38 @@ def label_here(job: Job, config, out: Path, progress: Progress | None = None) ->
 
 
 def label_in_workers(jobs: Sequence[Job], config, out: Path, num_workers: int) -> Iterator[tuple[Job, dict | str]]:
-    """Label videos in processes of their own, `num_workers` at a time; yields each as `label_here` does."""
+    """Label videos in processes of their own, `num_workers` at a time; yields each as `label_here` does.
+
+    An interrupt, and closing the generator, ends the workers.
+    """
     config = config.copy_and_resolve_references()
     config.workers = config.workers or max((os.cpu_count() or 1) // num_workers, 1)
+    stopped = threading.Event()
 
     def one(job: Job) -> dict | str:
         for _ in range(ATTEMPTS):
-            result = _in_process(job, config, out)
-            if not isinstance(result, ChildProcessError):
-                return result
-        return str(result)
+            result = _in_process(job, config, out, stopped)
+            if stopped.is_set() or not isinstance(result, ChildProcessError):
+                break
+        return str(result) if isinstance(result, ChildProcessError) else result
 
     with ThreadPoolExecutor(num_workers) as pool:
-        yield from zip(jobs, pool.map(one, jobs))
+        try:
+            yield from zip(jobs, pool.map(one, jobs))
+        except BaseException:
+            stopped.set()
+            raise
 
 
-def _in_process(job: Job, config, out: Path) -> dict | str | ChildProcessError:
+def _in_process(job: Job, config, out: Path, stopped: threading.Event) -> dict | str | ChildProcessError:
     context = multiprocessing.get_context("spawn")  # JAX has threads, which do not survive a fork
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(sender, job, config, out), daemon=True)
     process.start()
     sender.close()
+    while not receiver.poll(0.2):
+        if stopped.is_set():
+            process.terminate()
     try:
         result: dict | str | None = receiver.recv()
     except EOFError:
@@ -106,6 +118,7 @@ def _in_process(job: Job, config, out: Path) -> dict | str | ChildProcessError:
 
 
 def _work(sender, job: Job, config, out: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends its workers
     enable_compilation_cache()
     sender.send(label_here(job, config, out))
     sender.close()

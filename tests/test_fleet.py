@@ -3,8 +3,10 @@
 import errno
 import hashlib
 import json
+import multiprocessing
 import subprocess
 import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from gim_jax import cli
 from gim_jax.cli.pack import pack
 from gim_jax.config import load_config
 from gim_jax.data import records
+from tests import killer
 from tests.pairs import make_record
 from tests.test_label import pan
 from tests.test_video import write_video
@@ -74,6 +77,16 @@ def test_a_worker_that_is_killed_takes_its_video_alone(video, undisturbed, tmp_p
     assert len(json.loads((tmp_path / "out" / "failed.json").read_text())) == 1
     (row,) = [json.loads(p.read_text()) for p in (tmp_path / "out").glob("*.json") if len(p.stem) == 16]
     assert row["licence"] == "CC-BY-4.0" and row["pairs"] == 19
+
+
+def test_an_interrupt_ends_the_workers_and_starts_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(fleet, "_work", killer.linger)
+    jobs = [types.SimpleNamespace(video=name) for name in ("short", "long", "longer")]
+    results = fleet.label_in_workers(jobs, make_config(), tmp_path, 2)
+    assert next(results) == (jobs[0], "done")
+    with pytest.raises(KeyboardInterrupt):
+        results.throw(KeyboardInterrupt())
+    assert not multiprocessing.active_children() and not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_fails_the_video_that_met_it_alone(video, tmp_path, monkeypatch, capsys):
