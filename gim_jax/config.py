@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -24,10 +25,12 @@ CHECKOUT = Path(__file__).parent.parent / "configs"
 
 
 def config_path(spec: str) -> tuple[Path, str]:
-    """Split `file.py[:argument]` and find the file: as given, in the checkout's `configs/`, or in the wheel."""
+    """Split `file.py[:argument]` and find the file: as given; NAME.py and configs/NAME.py also among those of the
+    checkout or of the wheel."""
     name, _, argument = spec.partition(":")
     path = Path(name)
-    for candidate in (path, CHECKOUT / path.name, PACKAGED / path.name):
+    stock = (CHECKOUT / path.name, PACKAGED / path.name) if path.parent in (Path("."), Path("configs")) else ()
+    for candidate in (path, *stock):
         if candidate.is_file():
             return candidate, argument
     known = sorted(p.name for folder in (CHECKOUT, PACKAGED) if folder.is_dir() for p in folder.glob("[a-z]*.py"))
@@ -119,6 +122,8 @@ def _fits(value: Any, hint: Any) -> bool:
             return False
         kinds = inner[:1] * len(value) if inner[1:] == (...,) else inner
         return len(kinds) == len(value) and all(map(_fits, value, kinds))
+    if isinstance(value, float) and math.isnan(value):
+        return False
     kinds = (int, float) if hint is float else hint
     return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
 

@@ -5,13 +5,15 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from gim_jax.data import records
+from gim_jax.data import pipeline, records
 from gim_jax.data.pipeline import TOO_FEW_MATCHES, Batches
+from gim_jax.data.scenes import Order, Sampling
 from tests.pairs import data_config, make_record
 
 PLAIN = {"enabled": False}
@@ -78,6 +80,18 @@ def test_threads_change_nothing(folder, num_threads):
     assert_same(take(data_config(folder), 6), take(data_config(folder, num_threads=num_threads), 6))
 
 
+def test_all_threads_work_however_few_batches_are_made_ahead(folder, monkeypatch):
+    together, calls = threading.Barrier(3), itertools.count()
+
+    def meet(*args, make_sample=pipeline.make_sample):
+        if next(calls) < 3:
+            together.wait(5)  # for three threads at once
+        return make_sample(*args)
+
+    monkeypatch.setattr(pipeline, "make_sample", meet)
+    take(data_config(folder, num_threads=3, num_prefetch=1), 3, batch_size=1)
+
+
 @pytest.mark.parametrize("num_hosts", [2, 4])
 def test_hosts_share_out_the_same_global_batches(folder, num_hosts):
     whole = take(data_config(folder), 5)
@@ -117,6 +131,11 @@ def test_position_in_other_data_is_refused(folder, tmp_path):
     records.write_dataset(tmp_path / "nine", "pairs", "train", 1, [number(i) for i in range(9)])
     with pytest.raises(ValueError, match=r"num_records: found \[10\], expected \[9\]"):
         Batches(data_config(tmp_path / "nine"), 5, 4).set_state(state)
+    records.write_dataset(tmp_path / "others", "pairs", "train", 1, [number(10 + i) for i in range(10)])
+    others = Batches(data_config(tmp_path / "others"), 5, 4)
+    with pytest.raises(ValueError, match=r"others: found sha256 [0-9a-f]{64}, expected [0-9a-f]{64}"):
+        others.set_state(state)
+    others.set_state({name: value for name, value in state.items() if name != "sha256"})  # of an earlier version
 
 
 def test_mixture_follows_the_weights_and_each_part_its_epochs(folder, tmp_path):
@@ -167,6 +186,28 @@ def test_pair_with_too_few_matches_is_replaced_and_counted(tmp_path):
     assert list(batches.incidents) == [TOO_FEW_MATCHES]
 
 
+def test_replacement_comes_from_the_range_of_overlap_that_is_drawn_from(tmp_path):
+    good = [number(i, overlap=0.5) for i in range(3)] + [number(i, overlap=0.9) for i in range(3, 9)]
+    poor = [records.encode(make_record(20 + i, num_matches=3, overlap=0.5)) for i in range(4)]
+    records.write_dataset(tmp_path, "pairs", "train", 1, good + poor)
+    data = data_config(tmp_path, augment=PLAIN, sampling={"max_overlap": 0.7, "epoch": 7})
+    seen = Counter(n for batch in take(data, 7) for n in numbers(batch))
+    assert set(seen) == {0, 1, 2} and sum(seen.values()) == 28
+
+
+def test_epochs_on_both_sides_of_a_boundary_are_drawn_once(monkeypatch):
+    drawn = []
+
+    def draw(order, number, draw=Order._draw):
+        drawn.append(number)
+        return draw(order, number)
+
+    monkeypatch.setattr(Order, "_draw", draw)
+    order = Order(np.zeros(10, int), np.full(10, 0.5), Sampling(epoch=10), 0)
+    places = [order[i] for i in (9, 10, 8, 11, 9, 10)]  # as threads come to it
+    assert drawn == [0, 1] and places[0] == places[4] and places[1] == places[5]
+
+
 def test_data_without_a_usable_record_is_an_error_not_a_hang(tmp_path):
     records.write_tfrecord(tmp_path / "a.tfrecord", [records.encode(make_record(9, num_matches=3))])
     with pytest.raises(ValueError, match="100 records in a row were unusable"):
@@ -182,6 +223,9 @@ def test_data_without_a_usable_record_is_an_error_not_a_hang(tmp_path):
         ({"weights": (1.0, 2.0)}, r"data\.weights: found \[1\.0, 2\.0\], expected 1 positive"),
         ({"on_damage": "ignore"}, r"data\.on_damage: found 'ignore'"),
         ({"records": ""}, r"data\.records: found ''"),
+        ({"augment": {"dark_prob": float("nan")}}, r"data\.augment: dark_prob: found nan, expected float"),
+        ({"augment": {"subset": "first"}}, r"data\.augment: subset: found 'first'"),
+        ({"sampling": {"min_overlap": 0.8, "max_overlap": 0.7}}, r"data\.sampling: min_overlap: found 0\.8 to 0\.7"),
         ({"records": "/nowhere"}, r"/nowhere: no such file or folder"),
         ({"split": "val"}, r"no split 'val'; there are: train"),
     ],

@@ -6,8 +6,8 @@ The element at global position i is a function of (files, settings, seed, i) and
 batches or interruptions. Host p of n makes the p-th block of every global batch, and the
 position is one integer (`grain.experimental.ElasticIterator`) that any number of hosts can continue from.
 
-Records that are damaged, or that keep too few correspondences after augmentation, are replaced by another one drawn
-from the same data set, counted and named. NumPy and OpenCV only; nothing here touches a JAX device.
+Records that are damaged, or that keep too few correspondences after augmentation, are replaced by another one of the
+same data set and epoch, counted and named. NumPy and OpenCV only; nothing here touches a JAX device.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from gim_jax.config import replace
 from gim_jax.data import records
 from gim_jax.data.augment import Augment, TooFewMatchesError, make_sample
 from gim_jax.data.scenes import Order, Sampling, index_path, read_index
@@ -41,7 +42,8 @@ class Batches:
         size: (width, height) px of the network frame, multiples of 8;
         channels: 1 (gray) or 3 (RGB);
         max_matches, min_matches: static number of correspondences per pair, and how many a pair needs;
-        num_threads: 0 decodes in the calling thread; num_prefetch: batches made ahead;
+        num_threads: how many make a batch each, 0 = the calling thread; num_prefetch: batches made ahead, at least one
+          by each thread;
         depth: batches also hold depth, poses and intrinsics (zeros for pairs without), for supervision by depth;
         sampling: the fields of `gim_jax.data.scenes.Sampling`, for every folder;
         augment_of: {name of a packed data set: fields of `augment` that it has otherwise};
@@ -72,13 +74,14 @@ class Batches:
         if batch_size < 1 or batch_size % shard_count:
             raise ValueError(f"batch_size: found {batch_size}, expected a multiple of {shard_count} hosts")
         self._data, self._seed = data, seed
-        sampling = _fields(Sampling, "data.sampling", data.get("sampling", {}))
+        sampling = replace(Sampling(), data.get("sampling", {}), "data.sampling")
         self._augments: list[Augment] = []
         self.made_of: list[dict[str, Any]] = []
         self.incidents: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._sources: list[records.TFRecordSource] = []
-        orders = []
+        self._orders: list[Any] = []  # place in the endless sequence of epochs -> number of the record
+        self._epochs: list[int] = []  # places in an epoch
         for k, name in enumerate(_names(data.records)):
             source = records.TFRecordSource(records.dataset_paths(name, data.split), data.on_damage)
             if not len(source):
@@ -89,14 +92,25 @@ class Batches:
             self.made_of.append({"records": name, "split": data.split, "num_records": len(source), "sha256": digest})
             title = records.split_lengths(Path(name), data.split)[0] if records.is_packed(name) else ""
             own = data.get("augment_of", {}).get(title, {}) if data.augment.get("enabled", True) else {}
-            self._augments.append(_fields(Augment, "data.augment", {**data.augment, **own}))
-            orders.append(self._order(k, Path(name), title, source, sampling))
+            self._augments.append(replace(Augment(), {**data.augment, **own}, "data.augment"))
+            if sampling.plain:
+                order = grain.MapDataset.range(len(source)).seed(seed + k).shuffle().repeat()
+            elif title:
+                order = Order(*read_index(index_path(name, title, data.split), source), sampling, seed + k)
+            else:
+                raise ValueError(f"{name}: is not packed; data.sampling needs the index that packing writes")
+            self._orders.append(order)
+            self._epochs.append(len(source) if sampling.plain else len(order))
         self.num_records = [len(source) for source in self._sources]
         weights = [float(w) for w in data.weights] or [1.0] * len(self._sources)
         if len(weights) != len(self._sources) or min(weights) <= 0:
             raise ValueError(f"data.weights: found {weights}, expected {len(self._sources)} positive numbers")
 
-        mixed = orders[0] if len(orders) == 1 else grain.MapDataset.mix(orders, weights)
+        places = [
+            grain.MapDataset.range(length).repeat().map_with_index(lambda place, _, k=k: (k, place))
+            for k, length in enumerate(self._epochs)
+        ]
+        mixed = places[0] if len(places) == 1 else grain.MapDataset.mix(places, weights)
         share = batch_size // shard_count
 
         def element(position: int) -> dict[str, np.ndarray]:
@@ -112,7 +126,8 @@ class Batches:
             batch_size,
             grain.sharding.ShardOptions(shard_index=shard_index, shard_count=shard_count),
             read_options=grain.ReadOptions(
-                num_threads=data.num_threads, prefetch_buffer_size=data.num_prefetch if data.num_threads else 0
+                num_threads=data.num_threads,
+                prefetch_buffer_size=max(data.num_prefetch, data.num_threads) if data.num_threads else 0,
             ),
         )
 
@@ -124,36 +139,32 @@ class Batches:
 
     def get_state(self) -> dict[str, Any]:
         """Return the position as JSON: the next global position, and what it is a position in."""
-        return {**self._iterator.get_state(), "num_records": self.num_records, "seed": self._seed}
+        digests = [made["sha256"] for made in self.made_of]
+        return {**self._iterator.get_state(), "num_records": self.num_records, "sha256": digests, "seed": self._seed}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from `get_state()` of any host; other data or another seed is a ValueError."""
         for name, value in (("num_records", self.num_records), ("seed", self._seed)):
             if state.get(name) != value:
                 raise ValueError(f"data position: {name}: found {state.get(name)}, expected {value}: other data?")
+        for made, digest in zip(self.made_of, state.get("sha256", [])):
+            if None not in (digest, made["sha256"]) and digest != made["sha256"]:
+                raise ValueError(f"data position: {made['records']}: found sha256 {made['sha256']}, expected {digest}")
         self._iterator.set_state({"global_next_index": int(state["global_next_index"])})
 
     def close(self) -> None:
         """Stop the threads."""
         self._iterator.close()
 
-    def _order(self, k: int, folder: Path, title: str, source: records.TFRecordSource, sampling: Sampling):
-        """Order the records of data set k: an endless grain data set of (k, number)."""
-        if sampling.plain:
-            shuffled = grain.MapDataset.range(len(source)).seed(self._seed + k).shuffle().repeat()
-            return shuffled.map(lambda i: (k, i))
-        if not title:
-            raise ValueError(f"{folder}: is not packed; data.sampling needs the index that packing writes")
-        order = Order(*read_index(index_path(folder, title, self._data.split), source), sampling, self._seed + k)
-        return grain.MapDataset.range(len(order)).repeat().map_with_index(lambda i, _: (k, order[i]))
-
     def _sample(self, position: int, key: tuple[int, int]) -> dict[str, np.ndarray]:
-        """Make the element at a global position from record `key` = (data set, number), or from a replacement."""
-        source, index = self._sources[key[0]], key[1]
+        """Make the element at a global position from `key` = (data set, place in its order), or from a replacement."""
+        k, place = key
+        source, length = self._sources[k], self._epochs[k]
         for attempt in range(MAX_REPLACEMENTS):
             rng = np.random.default_rng((self._seed, position, attempt))
             if attempt:
-                index = int(rng.integers(len(source)))
+                place = place // length * length + int(rng.integers(length))
+            index = int(self._orders[k][place])
             try:
                 return make_sample(
                     records.decode(source[index]),
@@ -162,7 +173,7 @@ class Batches:
                     self._data.channels,
                     self._data.max_matches,
                     self._data.min_matches,
-                    self._augments[key[0]],
+                    self._augments[k],
                     self._data.get("depth", False),
                 )
             except TooFewMatchesError:
@@ -172,21 +183,13 @@ class Batches:
                 if self._data.on_damage == "raise":
                     raise ValueError(text) from error
                 self._count(text)
-        raise ValueError(
-            f"data.records: {MAX_REPLACEMENTS} records in a row were unusable; so far: {self.incidents.most_common(3)}"
-        )
+        with self._lock:
+            common = self.incidents.most_common(3)
+        raise ValueError(f"data.records: {MAX_REPLACEMENTS} records in a row were unusable; so far: {common}")
 
     def _count(self, reason: str) -> None:
         with self._lock:
             self.incidents[reason] += 1
-
-
-def _fields(kind: type, name: str, values: Any) -> Any:
-    """Make a dataclass of settings; a ValueError names the field that it does not have."""
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"{name}: {error}") from error
 
 
 def _names(text: str) -> list[str]:

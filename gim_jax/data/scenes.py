@@ -6,6 +6,7 @@ too, and a draw by scene or overlap is refused.
 
 from __future__ import annotations
 
+import functools
 import threading
 import zipfile
 from collections.abc import Sequence
@@ -42,9 +43,9 @@ class Sampling:
     def __post_init__(self):
         if not 0 <= self.min_overlap < self.max_overlap <= 1:
             found = f"{self.min_overlap} to {self.max_overlap}"
-            raise ValueError(f"data.sampling.min_overlap: found {found}, expected a range within 0 to 1")
+            raise ValueError(f"min_overlap: found {found}, expected a range within 0 to 1")
         if min(self.per_scene, self.epoch, self.num_bins - 1) < 0 or (self.per_scene and self.epoch):
-            raise ValueError("data.sampling: expected per_scene or epoch of 0 or more, and not both; num_bins from 1")
+            raise ValueError("expected per_scene or epoch of 0 or more, and not both; num_bins from 1")
 
     @property
     def plain(self) -> bool:
@@ -101,7 +102,7 @@ def read_index(path: Path, source: TFRecordSource) -> tuple[np.ndarray, np.ndarr
 class Order:
     """The records of a data set, epoch after epoch: `order[position]` is a record's number.
 
-    A function of (scenes, overlaps, settings, seed) alone. The epoch in use is kept.
+    A function of (scenes, overlaps, settings, seed) alone. Two epochs are kept: threads cross a boundary one by one.
     """
 
     def __init__(self, scene: np.ndarray, overlap: np.ndarray, sampling: Sampling, seed: int):
@@ -114,17 +115,16 @@ class Order:
         self._scene, self._overlap = scene[self._members], overlap[self._members]
         self._sampling, self._seed = sampling, seed
         self._lock = threading.Lock()
-        self._epoch: tuple[int, np.ndarray] = (0, self._draw(0))
+        self._epoch = functools.lru_cache(maxsize=2)(self._draw)
+        self._length = len(self._epoch(0))
 
     def __len__(self) -> int:
-        return len(self._epoch[1])
+        return self._length
 
     def __getitem__(self, position: int) -> int:
         number, place = divmod(position, len(self))
         with self._lock:
-            if self._epoch[0] != number:
-                self._epoch = (number, self._draw(number))
-            return int(self._epoch[1][place])
+            return int(self._epoch(number)[place])
 
     def _draw(self, number: int) -> np.ndarray:
         rng, s = np.random.default_rng((self._seed, number)), self._sampling

@@ -36,8 +36,8 @@ def defaults() -> ConfigDict:
                 channels=3,
                 max_matches=2048,  # gim TRAIN_ZEROSHOT_NUM
                 min_matches=64,  # gim datasets/walk/walk.py
-                num_threads=16,
-                num_prefetch=4,
+                num_threads=8,  # on every host; each holds a batch of it
+                num_prefetch=8,
                 on_damage="skip",
                 depth=False,  # True: posed pairs are supervised by their depth, else by points drawn through it
                 sampling=dataclasses.asdict(Sampling()),
