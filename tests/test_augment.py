@@ -13,6 +13,7 @@ from gim_jax.data.augment import (
     draw_geometry,
     make_sample,
 )
+from gim_jax.data.records import MAX_IMAGE_PIXELS
 from tests.pairs import make_record
 
 BOX = (160, 128)
@@ -161,6 +162,14 @@ def test_image_1_really_zooms_in_and_the_anchor_stays():
         moved = (anchor + 0.5) * np.divide(geometry.resized, (640, 480)) - 0.5 - geometry.start
         assert (moved > -1.5).all() and (moved < np.add(geometry.valid, 0.5)).all()
     assert max(zooms) > 1.3 and min(zooms) >= 0.97
+
+
+def test_strip_is_never_enlarged_beyond_the_largest_image():
+    # Fitted to the box by its width, an image of 8x60000 would have 160x1200000 pixels, at most 1.4 times enlarged.
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        geometry = draw_geometry(rng, (8, 60000), BOX, np.array([4, 30000]), (1.0, 1.4), WILD, warped=False)
+        assert np.prod(geometry.resized) <= MAX_IMAGE_PIXELS
 
 
 def test_released_limit_of_the_zoom_turns_its_range_around():

@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 
 from gim_jax.data.depth import decode_depth, depth_matches
-from gim_jax.data.records import PairRecord
+from gim_jax.data.records import MAX_IMAGE_PIXELS, PairRecord
 from gim_jax.geometry import CELL
 
 NUM_DRAWN = 4  # points tried through the depth per correspondence wanted: some are hidden, some leave the crops
@@ -65,7 +65,7 @@ class Augment:
 
     def __post_init__(self):
         if self.subset not in ("random", "leftmost"):
-            raise ValueError(f"data.augment.subset: found {self.subset!r}, expected 'random' or 'leftmost'")
+            raise ValueError(f"subset: found {self.subset!r}, expected 'random' or 'leftmost'")
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,8 @@ def draw_geometry(
     if settings.enabled and rng.random() < settings.rescale_prob:
         low, high = np.multiply(rescale, max(float(ratios.min()), 1.0))
         scale *= low + (min(high, limit) - low) * rng.random()
+    if size[0] * size[1] * scale**2 > MAX_IMAGE_PIXELS:  # the short side of a strip fitted to the box
+        scale = float(ratios.min())
     resized = tuple(int(max(n * scale // CELL, 1)) * CELL for n in size)
     start = []
     for point, n, extent, limit in zip(anchor, size, resized, box):
