@@ -83,6 +83,19 @@ def test_nothing_runs(tmp_path, monkeypatch, call):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "b.npz"]
 
 
+def test_container_that_is_named_many_times_is_read_once(tmp_path):
+    node = [0] * 10
+    for _ in range(9):
+        node = [node] * 10  # 10^10 numbers, written out
+    (tmp_path / "a.npz").write_bytes(pickle.dumps({"x": node}, 2))
+    assert (tmp_path / "a.npz").stat().st_size < 500
+    got = scene_info.load(tmp_path / "a.npz")["x"]
+    for _ in range(9):
+        assert len(got) == 10 and all(one is got[0] for one in got)
+        got = got[0]
+    assert got == [0] * 10
+
+
 def test_damage_is_named(tmp_path):
     whole = pickle.dumps(info(), 4)
     path = tmp_path / "a.npz"

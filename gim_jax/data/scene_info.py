@@ -81,7 +81,7 @@ def _read_npy(data: bytes) -> Any:
 
 
 def _unpickle(file: io.BytesIO, size: int) -> Any:
-    return _plain(_Unpickler(file, size).load(), 0)
+    return _plain(_Unpickler(file, size).load(), 0, {})
 
 
 class _Unpickler(pickle.Unpickler):
@@ -173,20 +173,26 @@ def _no_bytes(*arguments: Any) -> bytes:
     return b""
 
 
-def _plain(node: Any, depth: int) -> Any:
-    """Replace the stand-ins of arrays by arrays."""
+def _plain(node: Any, depth: int, known: dict[int, Any]) -> Any:
+    """Replace the stand-ins of arrays by arrays; `known`: what became of containers, by their ids: a pickle may name
+    one of them many times."""
     if depth > MAX_DEPTH:
         raise ValueError(f"containers nested more than {MAX_DEPTH} deep")
+    if id(node) in known:
+        return known[id(node)]
+    plain = node
     if isinstance(node, dict):
-        return {key: _plain(value, depth + 1) for key, value in node.items()}
-    if isinstance(node, (list, tuple)):
-        return type(node)(_plain(value, depth + 1) for value in node)
-    if isinstance(node, _Array):
-        if node.array.dtype.hasobject:
-            flat = np.empty(node.array.size, object)
-            flat[:] = [_plain(value, depth + 1) for value in node.array.ravel()]
-            return flat.reshape(node.array.shape)
-        return node.array
-    if isinstance(node, _DType):
-        return node.dtype
-    return node
+        plain = {key: _plain(value, depth + 1, known) for key, value in node.items()}
+    elif isinstance(node, (list, tuple)):
+        plain = type(node)(_plain(value, depth + 1, known) for value in node)
+    elif isinstance(node, _Array):
+        plain = node.array
+        if plain.dtype.hasobject:
+            flat = np.empty(plain.size, object)
+            flat[:] = [_plain(value, depth + 1, known) for value in plain.ravel()]
+            plain = flat.reshape(plain.shape)
+    elif isinstance(node, _DType):
+        plain = node.dtype
+    if plain is not node:
+        known[id(node)] = plain
+    return plain
