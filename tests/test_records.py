@@ -17,6 +17,7 @@ from gim_jax.cli import main
 from gim_jax.cli.pack import pack
 from gim_jax.data import records, tfrecord
 from tests.pairs import make_record
+from tests.posed import posed_record
 
 
 def flip(path, offset, bit=0):
@@ -330,16 +331,18 @@ def test_verify_names_every_kind_of_problem(tmp_path, payloads):
     assert records.verify(tmp_path) == (24, [])
     in0, in1 = (list(records.read_tfrecord(path)) for path in (shard0, shard1))
     broken = records.encode(make_record(100, image0=make_record(100).image0[:200]))
-    records.write_tfrecord(shard0, [*in0, in1[0], broken, b"junk"])
+    blind = records.encode(posed_record(depth1=posed_record()[0].depth1[:60])[0])
+    records.write_tfrecord(shard0, [*in0, in1[0], broken, blind, b"junk"])
     flip(shard1, 500)
     num_intact, problems = records.verify(tmp_path)
     text = "\n".join(problems)
     for expected in (
         "belongs in shard 1",
         "image0 cannot be decoded",
+        "depth1 cannot be decoded",
         "record 0 at byte 0: the payload is damaged",
-        f"found {len(in0) + 3} records, expected {len(in0)} by dataset_info.json",
-        f"record {len(in0) + 2}: found 4 bytes that are not a tf.Example",
+        f"found {len(in0) + 4} records, expected {len(in0)} by dataset_info.json",
+        f"record {len(in0) + 3}: found 4 bytes that are not a tf.Example",
     ):
         assert expected in text
     assert num_intact == 24 - 1

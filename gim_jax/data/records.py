@@ -443,30 +443,31 @@ def is_packed(path: str | Path) -> bool:
     return (Path(path) / "dataset_info.json").is_file()
 
 
-def split_lengths(folder: Path, split: str) -> tuple[str, list[int]]:
-    """Read the data set's name and the records per shard of a split from `dataset_info.json`."""
+def _read_info(folder: Path) -> tuple[str, dict[str, list[int]]]:
+    """Read the data set's name and, of every split, the records per shard from `dataset_info.json`."""
     path = folder / "dataset_info.json"
     try:
         info = json.loads(path.read_text())
-        name, splits = info["name"], {s["name"]: [int(n) for n in s["shardLengths"]] for s in info["splits"]}
+        name, splits = info["name"], {str(s["name"]): [int(n) for n in s["shardLengths"]] for s in info["splits"]}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the JSON of a record folder ({type(error).__name__}: {error})") from error
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
         raise ValueError(f"{path}: name: found {name!r}, expected lower-case letters, digits and underscores")
+    return name, splits
+
+
+def split_lengths(folder: Path, split: str) -> tuple[str, list[int]]:
+    """Read the data set's name and the records per shard of a split."""
+    name, splits = _read_info(folder)
     if split not in splits:
-        raise ValueError(f"{path}: no split {split!r}; there are: {', '.join(sorted(splits)) or 'none'}")
+        there = ", ".join(sorted(splits)) or "none"
+        raise ValueError(f"{folder / 'dataset_info.json'}: no split {split!r}; there are: {there}")
     return name, splits[split]
 
 
 def dataset_splits(path: str | Path) -> list[str]:
     """Name the splits of a packed folder; a file or a plain folder of records is one split, "train"."""
-    info = Path(path) / "dataset_info.json"
-    if not info.is_file():
-        return ["train"]
-    try:
-        return [str(s["name"]) for s in json.loads(info.read_text())["splits"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{info}: not the JSON of a record folder ({type(error).__name__}: {error})") from error
+    return list(_read_info(Path(path))[1]) if is_packed(path) else ["train"]
 
 
 def verify(path: str | Path) -> tuple[int, list[str]]:
@@ -475,6 +476,8 @@ def verify(path: str | Path) -> tuple[int, list[str]]:
     Returns: (number of intact records, one line per problem).
     """
     import cv2
+
+    from gim_jax.data.depth import decode_depth
 
     num_intact, problems = 0, []
     for split in dataset_splits(path):
@@ -502,6 +505,11 @@ def verify(path: str | Path) -> tuple[int, list[str]]:
                 for name in ("image0", "image1"):
                     if cv2.imdecode(np.frombuffer(getattr(record, name), np.uint8), cv2.IMREAD_COLOR) is None:
                         found.append(f"{name} cannot be decoded")
+                for i in (0, 1) if record.posed else ():
+                    try:
+                        decode_depth((record.depth0, record.depth1)[i], *record.depth_ranges[i])
+                    except ValueError:
+                        found.append(f"depth{i} cannot be decoded")
                 seen.setdefault(record.pair_id, where)
                 problems += [f"{where}: {text}" for text in found]
                 num_intact += not found
