@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from gim_jax.data.json_file import read_json
+
 
 def write_folder(out: str | Path, settings: dict, write: Callable[[Path], None]) -> Path:
     """Let `write(temporary)` fill a folder, add `settings` as `config.json`, and name it `out` when it is whole.
@@ -22,6 +24,7 @@ def write_folder(out: str | Path, settings: dict, write: Callable[[Path], None])
     if is_done(out, settings):
         return out
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed run with the same number
     temporary.mkdir(parents=True)
     try:
         write(temporary)
@@ -36,9 +39,8 @@ def is_done(out: Path, settings: dict) -> bool:
     """True if `out` holds exactly this; False if it can be written; ValueError if something else is there."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    note = out / "config.json"
-    if note.is_file():
-        found = json.loads(note.read_text())
+    found = read_json(out / "config.json") if out.is_dir() else None
+    if isinstance(found, dict):
         if found == settings:
             return True
         keys = sorted(k for k in {*found, *settings} if found.get(k) != settings.get(k))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_prep.folder import write_folder
+from data_prep.posed import run
 from gim_jax import geometry
-from gim_jax.data.tfrecord import write_atomic
 from gim_jax.eval import zeb
 
 NUM_BINS = 10  # of overlap, (0, 0.1] to (0.9, 1]; explains the number of pairs of every released scene
@@ -43,7 +45,7 @@ class Frame:
     """A posed image with depth.
 
     Attributes:
-      name: of the image in its scene, without extension or the set's separator.
+      name: of the image in its scene, without extension.
       image: () -> [H, W, 3] uint8 RGB.
       K: [3, 3] intrinsics of that image.
       T: [4, 4] world to camera, OpenCV axes.
@@ -169,52 +171,67 @@ def build(
     seed: int = 0,
     sparse: bool = False,
     suffix: str = "",
+    settings: dict | None = None,
 ) -> int:
     """Write a set in the released layout: PNG images, a text file per pair, and `pairs.list` with all of them.
 
+    The folder appears when it is whole, with the arguments as `config.json`.
+
     Args:
       scenes: names and frames.
-      folder: of the set; made where it is not there.
-      sep: between scene and names; neither may hold it.
+      folder: of the set; not there yet or empty.
+      sep: between scene and names; a scene's name may not hold it.
       cap: most pairs of a scene.
       seed: of the choice; a scene's depends on its name and nothing else.
       sparse: see `overlap_ratios`.
       suffix: of the names in the pair files.
+      settings: what JSON can hold, of what the scenes are made from: a folder that was built with the same settings and
+        arguments is left as it is.
 
     Returns:
       The number of pairs.
 
     Raises:
-      ValueError: a name that holds the separator or leads out of the folder; no pair at all.
+      ValueError: a name that leads out of the folder, or of a scene that holds the separator; no pair at all; a folder
+        that holds something else.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for scene, frames in scenes:
-        for name in (scene, *(frame.name for frame in frames)):
-            if "/" in name or "\\" in name or name in (".", "..") or (name == scene and sep in name):
-                raise ValueError(f"{folder}: found the name {name!r}, expected one without {sep!r} and folders")
-        if len(frames) < 2:
-            continue
-        seeds = [seed, int(hashlib.sha256(scene.encode()).hexdigest()[:8], 16)]
-        pairs = candidates(len(frames), seeds)
-        overlaps = scene_overlaps(frames, pairs, sparse)
-        for index in sample_pairs(overlaps, cap, seeds):
-            i, j = pairs[index]
-            for frame in (frames[i], frames[j]):
-                _write_image(folder / f"{scene}{sep}{frame.name}.png", frame)
-            T = geometry.relative_pose(frames[i].T, frames[j].T)
-            numbers = [*[overlaps[index]] * 2, *frames[i].K.ravel(), *frames[j].K.ravel(), *T.ravel()]
-            names = [frames[k].name for k in (i, j)]
-            text = " ".join(repr(float(value)) for value in numbers)
-            line = " ".join([*(name + suffix for name in names), text]) + "\n"
-            path = folder / f"{scene}{sep}{names[0]}{sep}{names[1]}.txt"
-            write_atomic(path, lambda file, line=line: file.write(line.encode()))
-            lines.append(" ".join([*(f"{scene}{sep}{name}.png" for name in names), text]) + "\n")
-    if not lines:
-        raise ValueError(f"{folder}: found no pair of frames that overlap")
-    write_atomic(folder / "pairs.list", lambda file: file.write("".join(lines).encode()))
-    return len(lines)
+    if settings is None and folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: is not empty; choose another folder or remove it")
+    about = {"sep": sep, "cap": cap, "seed": seed, "sparse": sparse, "suffix": suffix, **(settings or {})}
+
+    def write(temporary: Path) -> None:
+        lines = [
+            line for one in scenes for line in _write_scene(*one, temporary, folder, sep, cap, seed, sparse, suffix)
+        ]
+        if not lines:
+            raise ValueError(f"{folder}: found no pair of frames that overlap")
+        (temporary / "pairs.list").write_text("".join(lines))
+
+    return len((write_folder(folder, about, write) / "pairs.list").read_text().splitlines())
+
+
+def _write_scene(scene: str, frames: Sequence[Frame], out: Path, folder: Path, sep, cap, seed, sparse, suffix):
+    """Write the images and pairs of a scene into `out`, which becomes `folder`; yield the lines of `pairs.list`."""
+    for name in (scene, *(frame.name for frame in frames)):
+        if "/" in name or "\\" in name or name in (".", "..") or (name == scene and sep in name):
+            raise ValueError(f"{folder}: found the name {name!r}, expected one without {sep!r} and folders")
+    if len(frames) < 2:
+        return
+    seeds = [seed, int(hashlib.sha256(scene.encode()).hexdigest()[:8], 16)]
+    pairs = candidates(len(frames), seeds)
+    overlaps = scene_overlaps(frames, pairs, sparse)
+    for index in sample_pairs(overlaps, cap, seeds):
+        i, j = pairs[index]
+        for frame in (frames[i], frames[j]):
+            _write_image(out / f"{scene}{sep}{frame.name}.png", frame)
+        T = geometry.relative_pose(frames[i].T, frames[j].T)
+        numbers = [*[overlaps[index]] * 2, *frames[i].K.ravel(), *frames[j].K.ravel(), *T.ravel()]
+        names = [frames[k].name for k in (i, j)]
+        text = " ".join(repr(float(value)) for value in numbers)
+        line = " ".join([*(name + suffix for name in names), text]) + "\n"
+        (out / f"{scene}{sep}{names[0]}{sep}{names[1]}.txt").write_text(line)
+        yield " ".join([*(f"{scene}{sep}{name}.png" for name in names), text]) + "\n"
 
 
 def _write_image(path: Path, frame: Frame) -> None:
@@ -223,33 +240,43 @@ def _write_image(path: Path, frame: Frame) -> None:
     image = frame.image()
     if (image.shape[1], image.shape[0]) != tuple(frame.size):
         raise ValueError(f"{path.name}: the image has {image.shape[1]}x{image.shape[0]} px, expected {frame.size}")
-    data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
-    write_atomic(path, lambda file: file.write(data))
+    path.write_bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
 
 
-def main(argv: list[str] | None = None) -> None:
-    from data_prep.zeb_sources import SOURCES
-
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m data_prep.zeb", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("set", choices=list(zeb.SETS))
     parser.add_argument("source", help="folder of the data set as published")
     parser.add_argument("out", help="root of ZEB's folders")
     parser.add_argument("--cap", type=int, help="pairs of a scene (default: as in the released set)")
     parser.add_argument("--scenes", nargs="+", default=[], help="only these")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    chosen = zeb.SETS[args.set]
+    return run(parser, convert, argv)
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Build the set that the arguments name."""
+    from data_prep.zeb_sources import SOURCES
+
+    cap = CAPS[args.set] if args.cap is None else args.cap
+    for name, value, least in (("--cap", cap, 1), ("--seed", args.seed, 0)):
+        if value < least:
+            raise ValueError(f"{name}: found {value}, expected {least} or more")
+    chosen, source = zeb.SETS[args.set], Path(args.source)
+    folder = Path(args.out) / chosen.folder
     count = build(
-        SOURCES[args.set](Path(args.source), args.scenes),
-        Path(args.out) / chosen.folder,
+        SOURCES[args.set](source, args.scenes),
+        folder,
         sep=chosen.sep,
-        cap=args.cap or CAPS[args.set],
+        cap=cap,
         seed=args.seed,
         sparse=args.set in SPARSE,
         suffix=TOKEN_SUFFIX.get(args.set, ""),
+        settings={"set": args.set, "source": str(source.resolve()), "scenes": args.scenes},
     )
-    print(f"{args.set}: {count} pairs in {Path(args.out) / chosen.folder}")
+    print(f"{args.set}: {count} pairs in {folder}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import av
 import cv2
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from data_prep import raster, render, world
+from data_prep.folder import write_folder
 from data_prep.truth import Truth
 from data_prep.world import WorldConfig, correspondence_error
 
@@ -274,6 +276,19 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="num_pairs"):
         world.render_pairs(tmp_path / "pairs", num_pairs=0)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_what_a_killed_run_left_does_not_stand_in_the_way(tmp_path):
+    """Of the same process number, as in containers."""
+    left = tmp_path / f".town.tmp-{os.getpid()}"
+    left.mkdir()
+    (left / "part").touch()
+    out = write_folder(tmp_path / "town", {"seed": 1}, lambda folder: (folder / "whole").touch())
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "whole"] and not left.exists()
+    for text, words in (('{"seed": ', "not a whole JSON file"), ("[1]", "was not written by this program")):
+        (out / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=f"town.*: .*{words}"):
+            write_folder(out, {"seed": 1}, lambda folder: None)
 
 
 def test_a_damaged_truth_is_one_clear_error(folder, tmp_path):

@@ -111,9 +111,26 @@ def test_what_is_built_is_read_as_released(tmp_path):
     assert [p.overlap for p in again] == [p.overlap for p in pairs]
     for name in ("a/b", "..", "x-y"):
         with pytest.raises(ValueError, match="found the name"):
-            zeb.build([(name, frames)], tmp_path / "kitti", cap=10)
+            zeb.build([(name, frames)], tmp_path / "none", cap=10)
     with pytest.raises(ValueError, match="no pair of frames that overlap"):
         zeb.build([("s", wall_frames([0, 99]))], tmp_path / "none", cap=10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kitti"], "nothing half-written"
+
+
+def test_a_set_is_built_once_and_never_mixed_with_another(tmp_path):
+    frames = wall_frames(np.arange(6) * 0.3)
+    out, settings = tmp_path / "kitti", {"source": "here"}
+    assert zeb.build([("s", frames)], out, cap=10, settings=settings) == 2, "one of each bin: overlaps of 0.81 to 0.96"
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert zeb.build([], out, cap=10, settings=settings) == 2, "done: the source is not even read"
+    for other in ({"cap": 5, "settings": settings}, {"cap": 10, "seed": 1, "settings": settings}, {"cap": 10}):
+        with pytest.raises(ValueError, match="kitti: "):
+            zeb.build([("s", frames)], out, **other)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (tmp_path / "released").mkdir()
+    (tmp_path / "released" / "s-a-b.txt").write_text("a b")
+    with pytest.raises(ValueError, match="was not written by this program"):
+        zeb.build([("s", frames)], tmp_path / "released", cap=10, settings=settings)
 
 
 # ------------------------------------------------------------------------------------------------- the sources
@@ -369,7 +386,11 @@ def test_robotcar(tmp_path):
 
 def test_command_builds_a_set(tmp_path, capsys):
     test_iclnuim(tmp_path / "source")
-    zeb.main(["ICL", str(tmp_path / "source"), str(tmp_path / "out")])
-    assert "ICL: 1 pairs" in capsys.readouterr().out
+    command = ["ICL", str(tmp_path / "source"), str(tmp_path / "out")]
+    assert zeb.main(command) == 0 and "ICL: 1 pairs" in capsys.readouterr().out
     (pair,) = released.read_set(tmp_path / "out", "ICL")
     assert pair.identifier == "livingroom1#00000.jpg#00001.jpg"
+    for wrong, words in (([*command, "--cap", "0"], "--cap: found 0"), (["ICL", "x", command[2]], "another source")):
+        assert zeb.main(wrong) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1 and error.startswith("data_prep.zeb: ")
