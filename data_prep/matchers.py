@@ -46,14 +46,55 @@ CHOICES = {  # of the configuration
 }
 
 
-def check_labellers(config) -> None:
-    """Raise a ValueError naming the labeller: none, one twice, an unknown one, weights that are missing.
+COUNT, MANY = (1, 2**31 - 1), (0, 2**31 - 1)
+RANGES = {  # of the configuration: lowest and highest value; not a number is in none
+    "batch_size": COUNT,
+    "every_frames": COUNT,
+    "every_seconds": (0, 1e9),
+    "max_seconds": (0, 1e9),
+    "long_side": MANY,
+    "ratio": (0, 1),
+    "probes": MANY,
+    "max_keypoints": MANY,
+    "contrast_threshold": (0, 1e6),
+    "max_diameter_px": (0, np.inf),
+    "threshold_px": (1e-6, 1e6),
+    "confidence": (0, 1 - 1e-12),
+    "max_iters": COUNT,
+    "min_agreement": (0, 1),
+    "thin_px": (0, 1e6),
+    "clip_samples": COUNT,
+    "link_radius_px": (1e-6, 1e6),
+    "min_matches": MANY,
+    "min_motion_px": (0, 1e6),
+    "refit_px": (0, 1e6),
+    "jpeg_quality": (1, 100),
+    "workers": MANY,
+}
+NUMBERS = {"base_steps": "one or more, each once", "threshold_size": "two", "min_matches_size": "two"}  # of 1 or more
 
-    Also where the configuration chooses something that does not exist, or needs an extra that is not installed.
-    """
+
+def check_settings(config) -> None:
+    """Raise a ValueError naming a setting that is out of range, or a choice that does not exist."""
     for key, known in CHOICES.items():
         if config[key] not in known:
             raise ValueError(f"{key}: found {config[key]!r}, expected one of {', '.join(known)}")
+    for key, (low, high) in RANGES.items():
+        if not low <= config[key] <= high:
+            raise ValueError(f"{key}: found {config[key]}, expected {low:g} to {high:g}")
+    for key, words in NUMBERS.items():
+        values = tuple(config[key])
+        num = len(values) == 2 if words == "two" else len(values) == len({*values}) > 0
+        if not num or not all(isinstance(value, int) and value >= 1 for value in values):
+            raise ValueError(f"{key}: found {values}, expected whole numbers from 1 on, {words}")
+
+
+def check_labellers(config) -> None:
+    """Raise a ValueError naming the labeller: none, one twice, an unknown one, weights that are missing.
+
+    Also where `check_settings` does, or where the configuration needs an extra that is not installed.
+    """
+    check_settings(config)
     if config.source != "links":
         pycolmap = load_extra("pycolmap", "sfm")
         if config.source == "colmap_dense" and not pycolmap.has_cuda:

@@ -178,6 +178,9 @@ def run(
     """Parse and convert; bad input is one line and exit code 2."""
     args = parser.parse_args(argv)
     try:
+        for name in ("long_side", "pairs_per_scene", "frame_step", "num_shards"):
+            if getattr(args, name, 1) < 1:
+                raise ValueError(f"--{name.replace('_', '-')}: found {getattr(args, name)}, expected 1 or more")
         return convert(args)
     except (ValueError, OSError) as error:
         print(f"{parser.prog.removeprefix('python -m ')}: {error}", file=sys.stderr)

@@ -63,6 +63,8 @@ def fit(
         raise ValueError(f"kind: found {kind!r}, expected one of F, H, E")
     if len(kpts0) != len(kpts1):
         raise ValueError(f"kpts0 and kpts1: {len(kpts0)} and {len(kpts1)} points, expected as many")
+    if not 0 < threshold_px < np.inf:
+        raise ValueError(f"threshold_px: found {threshold_px}, expected a positive number of px")
     if kind == "E" and (K0 is None or K1 is None):
         raise ValueError("K0, K1: an essential matrix needs both intrinsics")
     kpts0 = np.ascontiguousarray(kpts0, np.float64).reshape(-1, 2)
@@ -81,7 +83,7 @@ def fit(
         return Fit(None, nobody, f"no {problem.name} fits: the points are degenerate")
     inliers = mask.ravel() > 0
     score = log10_nfa(num, int(inliers.sum()), kind, threshold_px, size1)
-    if score > MAX_LOG10_NFA:
+    if not score <= MAX_LOG10_NFA:
         return Fit(None, nobody, f"{int(inliers.sum())} of {num} matches agree, which chance explains")
     return Fit(model, inliers)
 

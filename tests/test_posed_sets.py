@@ -164,6 +164,8 @@ def test_any_folder_of_images_trains_homographies(tmp_path, capsys):
     (tmp_path / "in/broken.jpg").write_bytes(b"junk")
     assert homography.main([str(tmp_path / "in"), f"--out={tmp_path / 'out'}", "--num-shards=1"]) == 0
     assert "broken.jpg" in capsys.readouterr().out
+    assert homography.main([str(tmp_path / "in"), f"--out={tmp_path / 'none'}", "--long-side=0"]) == 2
+    assert "--long-side: found 0" in capsys.readouterr().err and not (tmp_path / "none").exists()
     augment = {"perspective_prob": 1.0, "dark_prob": 0.0, "rotation_deg": 30.0}
     data = data_config(tmp_path / "out/records", depth=True, augment=augment, max_matches=64)
     batch = next(Batches(data, 0, 4))

@@ -90,6 +90,9 @@ def test_bad_arguments_name_the_field():
         robust.fit("F", points * np.nan, points, SIZE)
     with pytest.raises(ValueError, match="K0, K1"):
         robust.fit("E", points, points, SIZE)
+    for threshold_px in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="threshold_px: found"):
+            robust.fit("F", points, points, SIZE, threshold_px)
     with pytest.raises(ValueError, match="kind"):
         robust.fit("X", points, points, SIZE)
 
