@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data_prep import video
+from gim_jax.cli.reconstruct import _extract_frames
 
 
 def write_video(path, frames, fps=25, codec="libx264", pts=None, options=None):
@@ -107,6 +108,15 @@ def test_index_of_an_mp4_tells_how_many_frames_are_missing(tmp_path):
     frames = list(video.sample_frames(path, every_frames=5, notes=notes))
     assert frames and len(frames) < 12
     assert len(notes) == 1 and ("of 60 frames" in notes[0] or "damaged" in notes[0])
+
+
+@pytest.mark.parametrize("name, stated", [("v.mp4", 30), ("v.h264", 0)])
+def test_a_reconstruction_takes_at_most_the_frames_asked_for(tmp_path, name, stated):
+    """Of 30 frames at most 16, so every second one; a raw stream states no length."""
+    write_video(tmp_path / name, numbered(30), options={"crf": "10", "bf": "0"})
+    assert video.probe(tmp_path / name).num_frames == stated
+    folder = _extract_frames(tmp_path / name, tmp_path / "out", 16)
+    assert [p.name for p in sorted(folder.iterdir())] == [f"frame_{k:06d}.jpg" for k in range(0, 30, 2)]
 
 
 def test_where_time_goes_back_the_video_ends(tmp_path):

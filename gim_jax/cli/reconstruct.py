@@ -10,6 +10,7 @@ import numpy as np
 
 from gim_jax import api
 from gim_jax.cli.match import _intrinsics, check_positive
+from gim_jax.data.json_file import read_json, write_json
 from gim_jax.data.tfrecord import write_atomic
 
 EXHAUSTIVE = 30  # images; 435 pairs
@@ -185,17 +186,18 @@ def _choose_pairs(args: argparse.Namespace, folder: Path, names: list[str], vide
 
 
 def _extract_frames(video: Path, out: Path, num_frames: int) -> Path:
-    """Decode frames evenly into `out`/images; what a finished earlier run left is used again."""
-    from data_prep.video import probe, sample_frames
+    """Decode at most so many frames, evenly, into `out`/images; what a finished earlier run left is used again."""
+    from data_prep.video import decode, probe, sample_frames
     from gim_jax.image import encode_jpeg
 
     if num_frames < 3:
         raise ValueError(f"--num-frames: found {num_frames}, expected three or more")
     info = probe(video)
-    every = max(info.num_frames // num_frames, 1)
+    num = info.num_frames or sum(1 for _ in decode(video, []))  # some files do not state their length
+    every = max(-(-num // num_frames), 1)
     done, wanted = out / "frames.json", {"video_sha256": info.sha256, "every": every}
-    folder = out / "images"
-    if done.is_file() and json.loads(done.read_text()).items() >= wanted.items():
+    folder, found = out / "images", read_json(done)
+    if isinstance(found, dict) and found.items() >= wanted.items():
         return folder
     for old in folder.glob("frame_*.jpg"):
         old.unlink()
@@ -210,8 +212,7 @@ def _extract_frames(video: Path, out: Path, num_frames: int) -> Path:
         print(f"{video}: {note}")
     if not times:
         raise ValueError(f"{video}: found no frame that can be decoded, expected a video")
-    text = json.dumps(wanted | {"video": str(video), "times_s": times}, indent=1)
-    write_atomic(done, lambda file: file.write(text.encode()))
+    write_json(done, wanted | {"video": str(video), "times_s": times})
     print(f"{video}: {len(times)} frames, one of {every}")
     return folder
 
