@@ -13,6 +13,7 @@ from gim_jax.cli.plan import cells, write
 from gim_jax.data import records
 from gim_jax.data.pipeline import Batches
 from gim_jax.train import compiled, plan, sharding
+from tests import stand_in
 from tests.pairs import data_config, make_record
 
 
@@ -112,6 +113,14 @@ def test_described_batch_is_what_the_pipeline_makes(tmp_path, depth):
     described = plan.abstract_batch(data, 8, sharding.make_mesh())
     form = lambda batch: {k: (v.shape, np.dtype(v.dtype), v.sharding) for k, v in batch.items()}  # noqa: E731
     assert form(described) == form(real)
+
+
+def test_schedule_is_that_of_the_configuration_whatever_the_planned_batch(monkeypatch):
+    # 1000 steps of 8 pairs are 125 of 64, fewer than the warm-up has.
+    monkeypatch.setattr(plan, "build", lambda config: (stand_in.StandIn(), stand_in.objective, stand_in.META))
+    config = stand_in.make_config("x", 1000, optim__warmup_steps=500, data__depth=False)
+    traced = plan.trace_step(config, sharding.make_mesh(), 64)
+    assert any(aval.shape == (64, 24, 32, 1) for aval in traced.jaxpr.in_avals)
 
 
 @pytest.mark.parametrize(

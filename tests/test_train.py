@@ -23,7 +23,9 @@ from tensorboardX.proto import event_pb2
 
 from gim_jax.api import load_matcher
 from gim_jax.cli import main
+from gim_jax.config import config_path
 from gim_jax.data import records
+from gim_jax.data.pipeline import TOO_FEW_MATCHES, Batches
 from gim_jax.train import loop, sharding, state
 from gim_jax.train.watch import SCORE
 from gim_jax.train.writers import read_metrics
@@ -120,6 +122,24 @@ def test_killed_and_stopped_anywhere_it_continues_with_the_same_losses(folder, u
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+def stop_at(step):
+    """Make a `progress` that sends SIGTERM once a step is taken; the run stops after the next one."""
+    return lambda now, *_: os.kill(os.getpid(), signal.SIGTERM) if now == step else None
+
+
+def test_stopped_where_it_would_evaluate_it_does_so_later_or_at_the_last_step_at_once(folder, undisturbed, tmp_path):
+    config = stand_in.make_config(folder, NUM_STEPS, eval_every=6)
+    with pytest.raises(KeyboardInterrupt):
+        stand_in.train(config, tmp_path, stop_at(5))
+    assert read_metrics(tmp_path)[-1]["step"] == 6 and "eval/loss" not in read_metrics(tmp_path)[-1]
+    assert stand_in.train(config, tmp_path, stop_at(11))["step"] == NUM_STEPS
+    found, expected = (
+        [(line["step"], line["eval/loss"]) for line in read_metrics(path) if "eval/loss" in line]
+        for path in (tmp_path, undisturbed[0])
+    )
+    assert found == expected
+
+
 def test_finished_run_started_again_changes_nothing(folder, undisturbed):
     workdir, result, _ = undisturbed
     before = (workdir / "weights.safetensors").read_bytes(), (workdir / "metrics.jsonl").read_bytes()
@@ -169,7 +189,7 @@ def run_hosts(workdir, folder, *signals, num=2, devices=4):
 
 @pytest.mark.slow
 def test_two_hosts_stop_together_and_hand_over_to_one(folder, undisturbed, tmp_path):
-    codes, errors = run_hosts(tmp_path, folder, "SIGTERM", 3)
+    codes, errors = run_hosts(tmp_path, folder, "SIGINT", 3)  # which is passed on as SIGTERM
     assert codes == [130, 130], errors
     assert len(losses(tmp_path)) < NUM_STEPS
     assert run_program(tmp_path, folder, devices=4).returncode == 0
@@ -246,8 +266,13 @@ class Interrupted(Exception):
     pass
 
 
-def test_weights_of_the_best_evaluation_are_kept_also_by_a_run_that_was_interrupted(folder, tmp_path):
-    config = stand_in.make_config(folder, 8, eval_every=2, checkpoint_every=2, eval__records="", eval__pairs="a list")
+@pytest.mark.parametrize("other_list, steps, score", [(False, 4, 0.4), (True, 8, 0.3)])  # of equal ones the latest
+def test_weights_of_the_best_evaluation_are_kept_also_by_a_run_that_was_interrupted(
+    folder, tmp_path, other_list, steps, score
+):
+    config = stand_in.make_config(folder, 8, eval_every=2, checkpoint_every=2, eval__records="")
+    config.eval.pairs = str(tmp_path / "pairs.txt")
+    (tmp_path / "pairs.txt").write_text("a list")
     seen, pictures = [], {"matches/0": np.full((4, 6, 3), 7, np.uint8)}
 
     def run(scores, until):
@@ -265,10 +290,12 @@ def test_weights_of_the_best_evaluation_are_kept_also_by_a_run_that_was_interrup
 
     with pytest.raises(Interrupted):
         run([0.1, 0.2, 0.4], 5)  # at steps 0, 2 and 4
+    if other_list:
+        (tmp_path / "pairs.txt").write_text("another list")
     run([0.3, 0.3], None)  # at steps 6 and 8
     variables, meta = store.load(tmp_path / "best.safetensors")
-    assert (meta["steps"], meta["score"]) == (4, 0.4)
-    jax.tree.map(np.testing.assert_array_equal, variables, seen[2])
+    assert (meta["steps"], meta["score"]) == (steps, score)
+    jax.tree.map(np.testing.assert_array_equal, variables, seen[steps // 2])
     assert [line[SCORE] for line in read_metrics(tmp_path) if SCORE in line] == [0.1, 0.2, 0.4, 0.3, 0.3]
     found = [e for path in (tmp_path / "tensorboard").iterdir() for e in records.read_tfrecord(path)]
     values = [v for e in found for v in event_pb2.Event.FromString(e).summary.value if v.tag == "matches/0"]
@@ -285,6 +312,42 @@ def test_without_a_list_of_pairs_no_weights_are_the_best(folder, tmp_path):
 
     loop.run(config, tmp_path, stand_in.StandIn(), stand_in.objective, stand_in.META, None, watch)
     assert shown == [(8, 24, 32, 1)] * 3 and not (tmp_path / "best.safetensors").exists()
+
+
+def test_what_was_left_out_is_counted_over_interruptions_and_in_validation_too(tmp_path, compiled, monkeypatch):
+    path = tmp_path / "a.tfrecord"
+    payloads = [records.encode(make_record(i, num_matches=3 if i == 3 else 64)) for i in range(6)]
+    records.write_tfrecord(path, payloads)
+    data = bytearray(path.read_bytes())
+    data[16 + len(payloads[0])] ^= 1  # the header of the second record
+    path.write_bytes(data)
+    closed = []
+    monkeypatch.setattr(Batches, "close", lambda self, close=Batches.close: (closed.append(self), close(self)))
+    config = stand_in.make_config(path, 6, data__num_threads=0, eval_every=6)
+    with pytest.raises(KeyboardInterrupt):
+        stand_in.train(config, tmp_path / "run", stop_at(2))
+    assert len(closed) == 2  # of training and of validation
+    found = stand_in.train(config, tmp_path / "run")["incidents"]
+    batches = Batches(config.data, config.seed, config.batch_size)
+    for _ in range(config.num_steps):
+        next(batches)
+    of_training = {reason: count for reason, count in found.items() if not reason.startswith("validation: ")}
+    assert of_training == batches.incidents and len(of_training) == 2 and of_training[TOO_FEW_MATCHES] > 6
+    assert found[f"validation: {TOO_FEW_MATCHES}"] > 2
+
+
+def test_trace_is_stopped_if_and_only_if_it_was_started(folder, tmp_path, monkeypatch):
+    calls = []
+    for name in ("start_trace", "stop_trace"):
+        monkeypatch.setattr(jax.profiler, name, lambda *_, name=name: calls.append(name))
+    for profiled, stop, expected in [((0, 5), 1, 2), ((1, 4), 3, 0), ((4, 100), None, 2)]:
+        config = stand_in.make_config(folder, 6, profile_steps=profiled)
+        calls.clear()
+        try:
+            stand_in.train(config, tmp_path, stop_at(stop))  # at step 2, at step 4, at the end
+        except KeyboardInterrupt:
+            assert stop is not None
+        assert calls == ["start_trace", "stop_trace"][:expected]
 
 
 # ---- optimiser and mesh ----
@@ -435,6 +498,11 @@ def test_folder_of_another_experiment_is_refused_by_the_setting(folder, undistur
         ({"optim__warmup_steps": 12}, r"optim\.warmup_steps: found 12, expected 0 to 11"),
         ({"optim__decay": "step"}, r"optim\.decay: found 'step', expected one of linear, cosine, constant, steps"),
         ({"eval_every": 2, "eval__records": ""}, r"eval\.records, eval\.pairs: found ''"),
+        ({"eval__num_batches": 0}, r"eval\.num_batches: found 0, expected 1 or more"),
+        ({"profile_steps": (5, 5)}, r"profile_steps: found \(5, 5\), expected none or two of them, ascending"),
+        ({"optim__lr": 0.0}, r"optim\.lr: found 0\.0, expected above 0"),
+        ({"optim__lr": float("nan")}, r"optim\.lr: found nan, expected a number"),
+        ({"optim__canonical_batch": 0}, r"optim\.canonical_batch: found 0, expected 1 or more"),
         ({"wandb": "project"}, r"wandb: found 'project', but the package is missing: pip install 'gim-jax\[wandb\]'"),
         ({"init_weights": "/nowhere.safetensors"}, r"/nowhere\.safetensors: no such file"),
         ({"data__augment": {"rotation": 3}}, r"data\.augment: .*rotation"),
@@ -444,6 +512,15 @@ def test_wrong_setting_is_named(folder, tmp_path, monkeypatch, changes, message)
     monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
     with pytest.raises(ValueError, match=message):
         stand_in.train(stand_in.make_config(folder, **changes), tmp_path)
+
+
+def test_stock_configuration_stands_in_for_its_name_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("loftr.py", "configs/loftr.py", "./configs/loftr.py"):
+        assert config_path(f"{name}:gim") == (REPO / "configs/loftr.py", "gim")
+    for name in ("/home/nobody/x/loftr.py", "x/loftr.py", "../configs/loftr.py"):
+        with pytest.raises(ValueError, match=f"--config={name}:gim: no such config file; known: dkm.py"):
+            config_path(f"{name}:gim")
 
 
 @pytest.mark.parametrize(

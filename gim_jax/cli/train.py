@@ -41,14 +41,17 @@ def run(args) -> int:
     config = load_config(args.config, args.overrides)
     first = join_hosts(args.coordinator, args.num_processes, args.process_id)
     enable_compilation_cache()
-    from gim_jax.train import loop  # a second of imports that a wrong option need not wait for
+    import jax  # a second of imports that a wrong option need not wait for
+
+    from gim_jax.train import loop
 
     with Line(every_s=0.5 if sys.stdout.isatty() else 10.0) as line:
         result = loop.train(config, args.workdir, line if first else None)
+    host = f"host {jax.process_index()}: " if jax.process_count() > 1 else ""
+    for reason, count in sorted(result["incidents"].items()):
+        print(f"{host}left out {count} times: {reason}", file=sys.stderr)
     if not first:
         return 0
-    for reason, count in sorted(result["incidents"].items()):
-        print(f"left out {count} times: {reason}", file=sys.stderr)
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items())
     print(f"{result['step']} steps in {result['elapsed_s']:.0f} s; seconds of this run: {seconds}")
     print(f"loss {result['loss']:.4f}; weights ({result['num_params']:,} parameters): {result['weights']}")

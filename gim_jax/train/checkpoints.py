@@ -6,6 +6,7 @@ one before and nothing else. A checkpoint restores onto another mesh and another
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -58,7 +59,7 @@ class Checkpoints:
 class StopSignal:
     """Notes SIGTERM and Ctrl-C so that the loop can save first; a second signal acts at once.
 
-    On several hosts the runtime agrees on one step for all of them to stop at.
+    On several hosts the runtime agrees on one step for all of them to stop at, whichever was told to.
     """
 
     def __init__(self) -> None:
@@ -67,14 +68,16 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         # With several hosts SIGTERM belongs to the runtime, and outside of the main thread Python allows no handler.
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,):
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
     def _note(self, number: int, frame: object) -> None:
         self._stopped = True
         self._restore_handlers()
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # tells the runtime
 
     def reached(self, step: int) -> bool:
         """Say whether to stop at this step; on several hosts all get the same answer."""

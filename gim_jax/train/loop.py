@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 
 from gim_jax import __version__
 from gim_jax.config import config_hash, replace
@@ -31,8 +33,8 @@ from gim_jax.train import sharding
 from gim_jax.train.checkpoints import Checkpoints, StopSignal
 from gim_jax.train.compiled import PEAKS, count_flops
 from gim_jax.train.kinds import Settings
-from gim_jax.train.state import abstract_state, make_init, make_optimizer, shardings_of
-from gim_jax.train.step import make_eval_step, make_train_step
+from gim_jax.train.state import shardings_of
+from gim_jax.train.step import build_step, make_eval_step
 from gim_jax.train.watch import SCORE, Watch
 from gim_jax.train.writers import Writers, require_wandb
 from gim_jax.weights import store
@@ -100,8 +102,9 @@ def run(
         (0 = never), init_weights ("" = from scratch), data (see `Batches`), eval (records, split, num_batches, and
         see `Watch`), optim (see `make_optimizer`), mesh (fsdp, fsdp_min_size), wandb.
       workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and, at the end, the weights
-        `weights.safetensors`; with `eval.pairs` also `best.safetensors`, with `profile_steps` `profile/` (TensorBoard's
-        profiler), and where the loss is not finite the batch that made it so, `bad_batch_<step>.npz`.
+        `weights.safetensors`; with `eval.pairs` also `best.safetensors`, the best on this list, with `profile_steps`
+        `profile/` (TensorBoard's profiler), and where the loss is not finite the batch that made it so,
+        `bad_batch_<step>.npz`.
       module, objective: the network and its row of OBJECTIVES.
       meta: what the weights file says of the model.
       progress: called with (steps taken, steps in all, metrics) after every step.
@@ -111,7 +114,8 @@ def run(
     computed again for the gradient included) and, of devices whose peak is known, mfu, its share of the bfloat16 peak.
 
     Returns: the last value of every metric, `step`, `elapsed_s` over all runs, `num_params`, `weights` (path),
-      `incidents` (records left out, by reason) and `seconds` of this run by phase.
+      `incidents` (records that this host left out, by reason; of the first host over all runs) and `seconds` of this
+      run by phase.
 
     Raises:
       ValueError: a wrong setting, unusable records, a folder with another experiment, or a loss that is not finite.
@@ -119,9 +123,7 @@ def run(
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    for name in ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
-        if config[name] < 1:
-            raise ValueError(f"{name}: found {config[name]}, expected 1 or more")
+    _check_ranges(config)
     parts = config.optim.accumulate
     if parts < 1 or config.batch_size % (jax.device_count() * parts):
         expected = f"a multiple of {jax.device_count()} devices" + (f" x accumulate {parts}" if parts != 1 else "")
@@ -141,18 +143,18 @@ def run(
         data = config.data.to_dict() | {"records": config.eval.records, "split": config.eval.split, "weights": ()}
         data["augment"] = data["augment"] | {"enabled": False}
         validation = Batches(ml_collections.ConfigDict(data), config.seed, config.batch_size, *hosts)
-    tx, schedule = make_optimizer(config.optim, config.num_steps, config.batch_size)
-    init = make_init(module, config.data.channels, tx, config.optim.ema_decay > 0)
-    abstract = abstract_state(init, mesh, config.mesh.fsdp_min_size)
-    train_step = make_train_step(
-        objective, module, tx, schedule, config.seed, config.optim.ema_decay, mesh, abstract, parts
-    )
+    init, abstract, train_step = build_step(config, module, objective, mesh)
     peak = PEAKS.get(jax.devices()[0].device_kind)
     eval_step = make_eval_step(objective, module, config.seed, mesh, abstract)
     _claim(config, workdir)
 
     seconds: dict[str, float] = defaultdict(float)
-    with Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints, StopSignal() as stop:
+    with (
+        Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
+        StopSignal() as stop,
+        closing(batches),
+        closing(validation) if validation else nullcontext(),
+    ):
         # ---- Start or continue ----
         with _timed(seconds, "start"):
             start, extra = checkpoints.latest or 0, {"elapsed_s": 0.0}
@@ -163,6 +165,17 @@ def run(
             else:
                 state, extra = checkpoints.restore(start, abstract)
                 batches.set_state(extra["data"])
+        first_host = jax.process_index() == 0
+        before: Counter[str] = Counter()
+
+        def incidents() -> Counter[str]:
+            """Count what was left out so far, by reason."""
+            seen = Counter(batches.incidents)  # copied at once: threads count on
+            of_validation = dict(validation.incidents) if validation else {}
+            return before + seen + Counter({f"validation: {why}": count for why, count in of_validation.items()})
+
+        if first_host:
+            before = Counter(extra.get("incidents", {})) - incidents()  # what opening the files finds it finds again
         num_params = sum(math.prod(p.shape) for p in jax.tree.leaves(abstract.params))
         began = time.monotonic() - extra["elapsed_s"]
 
@@ -171,10 +184,19 @@ def run(
             made = {"config_hash": config_hash(config), "code_version": __version__, "data": batches.made_of}
             return meta | made | {"init_weights_sha256": extra.get("init_weights_sha256")} | values
 
-        first_host, tflop = jax.process_index() == 0, 0.0
+        tflop = 0.0
+        profile_from, profile_to = config.profile_steps or (None, None)
+        pairs = config.eval.pairs if config.eval_every else ""
+        pairs_sha256 = hashlib.sha256(Path(pairs).read_bytes()).hexdigest() if pairs else None
         settings = json.loads(json.dumps(config.to_dict(), default=str))
-        with Writers(workdir, start, config.wandb, settings) if first_host else _NoWriters() as writers:
-            best = max((line[SCORE] for line in writers.lines if SCORE in line), default=-1.0)
+        with (
+            Writers(workdir, start, config.wandb, settings) if first_host else _NoWriters() as writers,
+            ExitStack() as profiler,
+        ):
+            best = _best_score(workdir / BEST, start, pairs_sha256) if first_host else -1.0
+            # A run that stopped at an evaluation, or ended before one, has none of this step.
+            evaluated = any(line["step"] == start and any(map(_is_eval, line)) for line in writers.lines)
+            evaluated = bool(multihost_utils.broadcast_one_to_all(np.int32(evaluated)))
             pending = None  # metrics of the last step: read when the next one is under way
             counted = (start, time.monotonic())
 
@@ -210,12 +232,11 @@ def run(
                 last = step == config.num_steps
                 stopping = stop.reached(step)
                 saving = step > start and (step % config.checkpoint_every == 0 or last or stopping)
-                evaluating = (
-                    config.eval_every and (step > start or not start) and (last or step % config.eval_every == 0)
-                )
+                evaluating = config.eval_every and (last or (step % config.eval_every == 0 and not stopping))
+                evaluating = evaluating and not (step == start and evaluated)
                 if saving or evaluating:
                     flush()
-                if evaluating and not stopping:
+                if evaluating:
                     with _timed(seconds, "evaluate"):
                         scalars, rows = {}, None
                         if validation:
@@ -228,18 +249,21 @@ def run(
                             writers.draw(step, pictures)
                             if SCORE in scalars and scalars[SCORE] >= best:  # of equal ones the latest
                                 best = scalars[SCORE]
-                                store.save(workdir / BEST, variables, about(steps=step, score=best))
+                                made = about(steps=step, score=best, pairs_sha256=pairs_sha256)
+                                store.save(workdir / BEST, variables, made)
                         writers.write(step, scalars)
                 if saving:
                     with _timed(seconds, "save"):
                         extra |= {"data": batches.get_state(), "elapsed_s": time.monotonic() - began}
+                        extra["incidents"] = incidents()
                         checkpoints.save(step, state, extra)
                 if stopping and not last:
                     raise KeyboardInterrupt
                 if last:
                     break
-                if config.profile_steps and step == config.profile_steps[0]:
+                if step == profile_from:
                     jax.profiler.start_trace(str(workdir / "profile"))
+                    profiler.callback(jax.profiler.stop_trace)  # also where the run ends before
                 with _timed(seconds, "data"):
                     batch = sharding.put_batch(mesh, next(batches))
                 with _timed(seconds, "compile" if step == start else "steps"):
@@ -248,22 +272,48 @@ def run(
                     state, metrics = train_step(state, batch)
                 flush()
                 pending = (step + 1, metrics, batch)
-                if config.profile_steps and step + 1 == config.profile_steps[1]:
+                if step + 1 == profile_to:
                     flush()
-                    jax.profiler.stop_trace()
+                    profiler.close()
 
         variables = sharding.to_host(state.variables(averaged=True))
         if first_host:
             store.save(workdir / WEIGHTS, variables, about(steps=config.num_steps))
-        batches.close()
         return writers.latest | {
             "step": config.num_steps,
             "elapsed_s": time.monotonic() - began,
             "num_params": num_params,
             "weights": str(workdir / WEIGHTS),
-            "incidents": dict(batches.incidents),
+            "incidents": dict(incidents()),
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
         }
+
+
+def _check_ranges(config: Any) -> None:
+    """Raise ValueError for a number that is out of its range."""
+    values = _flat(config.to_dict())
+    for name, value in values.items():
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"{name}: found nan, expected a number")
+    least = dict.fromkeys(("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"), 1)
+    least |= {"eval_every": 0, "eval.num_batches": 1, "eval.num_pictures": 0}
+    for name, lowest in least.items():
+        if values[name] < lowest:
+            raise ValueError(f"{name}: found {values[name]}, expected {lowest} or more")
+    steps = tuple(config.profile_steps)
+    if steps and (len(steps) != 2 or not 0 <= steps[0] < steps[1]):
+        raise ValueError(f"profile_steps: found {steps}, expected none or two of them, ascending from 0")
+
+
+def _best_score(path: Path, start: int, pairs_sha256: str | None) -> float:
+    """Read the score of the best weights so far, -1 where there are none, or on another list or of undone steps."""
+    meta = store.load(path)[1] if path.exists() else {}
+    counts = meta.get("steps", start + 1) <= start and meta.get("pairs_sha256", pairs_sha256) == pairs_sha256
+    return meta.get("score", -1.0) if counts else -1.0
+
+
+def _is_eval(name: str) -> bool:
+    return name.startswith("eval/")
 
 
 class _NoWriters:

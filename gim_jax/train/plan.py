@@ -16,8 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from gim_jax.train import sharding
 from gim_jax.train.compiled import CHIPS, GIB, count_flops, measure
 from gim_jax.train.loop import build
-from gim_jax.train.state import abstract_state, make_init, make_optimizer
-from gim_jax.train.step import make_train_step
+from gim_jax.train.step import build_step
 
 
 def abstract_batch(data: Any, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -40,19 +39,9 @@ def abstract_batch(data: Any, batch_size: int, mesh: Mesh) -> dict[str, jax.Shap
 
 def trace_step(config: Any, mesh: Mesh, batch_size: int) -> Any:
     """Trace the real training step of a configuration for a mesh: what `jax.jit(...).trace` gives."""
-    step, state, batch = _abstract_step(config, mesh, batch_size)
-    return step.trace(state, batch)
-
-
-def _abstract_step(config: Any, mesh: Mesh, batch_size: int) -> tuple[Any, Any, dict[str, jax.ShapeDtypeStruct]]:
-    """Make the step of a configuration, and the shapes of its two arguments."""
     module, objective, _ = build(config)
-    num_steps = config.num_steps * config.batch_size // batch_size  # of the same pairs
-    tx, schedule = make_optimizer(config.optim, num_steps, batch_size)
-    init = make_init(module, config.data.channels, tx, config.optim.ema_decay > 0)
-    state = abstract_state(init, mesh, config.mesh.fsdp_min_size)
-    args = tx, schedule, config.seed, config.optim.ema_decay, mesh, state, config.optim.accumulate
-    return make_train_step(objective, module, *args), state, abstract_batch(config.data, batch_size, mesh)
+    _, state, step = build_step(config, module, objective, mesh)
+    return step.trace(state, abstract_batch(config.data, batch_size, mesh))
 
 
 def slice_of(topology: str, fsdp: int) -> Mesh:
@@ -109,7 +98,9 @@ def lower_for_gpu(config: Any, batch_size: int) -> dict[str, Any]:
     from jax import export
 
     module, objective, _ = build(config)
-    step, state, batch = _abstract_step(config, sharding.make_mesh(1, jax.devices()[:1]), batch_size)
+    mesh = sharding.make_mesh(1, jax.devices()[:1])
+    _, state, step = build_step(config, module, objective, mesh)
+    batch = abstract_batch(config.data, batch_size, mesh)
     export.export(step, platforms=["cuda"])(state, batch)
     _, saved = jax.eval_shape(
         lambda params: jax.vjp(

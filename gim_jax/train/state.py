@@ -49,6 +49,10 @@ def make_schedule(optim: Any, num_steps: int, batch_size: int) -> optax.Schedule
     `decay_rate` at every step of `decay_at`. With `lr_scaling` all of it is times (batch_size / canonical_batch) or its
     square root; with the former, LoFTR's rule, the warm-up is as many times shorter.
     """
+    if not optim.lr > 0:
+        raise ValueError(f"optim.lr: found {optim.lr}, expected above 0")
+    if optim.canonical_batch < 1:
+        raise ValueError(f"optim.canonical_batch: found {optim.canonical_batch}, expected 1 or more")
     scalings = {"none": 1.0, "linear": batch_size / optim.canonical_batch}
     scalings["sqrt"] = scalings["linear"] ** 0.5
     if optim.lr_scaling not in scalings:

@@ -12,9 +12,21 @@ from jax import numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gim_jax.train import sharding
-from gim_jax.train.state import TrainState, shardings_of
+from gim_jax.train.state import TrainState, abstract_state, make_init, make_optimizer, shardings_of
 
 Objective = Callable[..., tuple[jax.Array, dict[str, jax.Array], Any]]
+
+
+def build_step(
+    config: Any, module: nn.Module, objective: Objective, mesh: Mesh
+) -> tuple[Callable[[jax.Array], TrainState], TrainState, Callable]:
+    """Make of a configuration what makes the state, `key -> state`, the state's description, and the training step."""
+    optim = config.optim
+    tx, schedule = make_optimizer(optim, config.num_steps, config.batch_size)
+    init = make_init(module, config.data.channels, tx, optim.ema_decay > 0)
+    abstract = abstract_state(init, mesh, config.mesh.fsdp_min_size)
+    args = tx, schedule, config.seed, optim.ema_decay, mesh, abstract, optim.accumulate
+    return init, abstract, make_train_step(objective, module, *args)
 
 
 def make_train_step(
