@@ -65,7 +65,7 @@ def label_here(job: Job, config, out: Path, progress: Progress | None = None) ->
         return label_video(job.video, config, out, progress)
     except (ValueError, OSError) as error:
         line = one_line(error)
-        return line if job.video in line else f"{job.video}: {line}"
+        return line if line.startswith(job.video) else f"{job.video}: {line}"
     except (MemoryError, RuntimeError, cv2.error) as error:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import collections
 import io
-import json
 import re
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 
 from gim_jax import __version__, image, viz
 from gim_jax.data import records
+from gim_jax.data.json_file import read_json
 from gim_jax.data.tfrecord import write_atomic
 
 MAX_PICTURE_WIDTH = 1200
@@ -79,7 +79,7 @@ def write_report(folder: str | Path) -> Path:
         stages=stage_seconds(times),
         reach=reach_figure(rows),
         accuracy=read_json(folder / "accuracy.json"),
-        curves=curves_figure(folder / "train" / "metrics.jsonl"),
+        curves=curves_figure(folder / "train"),
         results={name: result for name, result in results.items() if result},
         matched=[picture_uri(path) for path in sorted((folder / "eval").glob("*.jpg"))],
     )
@@ -96,14 +96,18 @@ def read_labels(folder: str | Path) -> tuple[list[Path], list[dict], list[str]]:
     """Read the paths and rows of the manifests of a folder (`write_report`), and the lines about failed videos.
 
     Raises:
-      ValueError where there is neither.
+      ValueError where there is neither, and naming a damaged file.
     """
     labels = labels_folder(folder)
     paths = sorted(path for path in labels.glob("*.json") if len(path.stem) == 16)
     failed = [line for path in sorted(labels.glob("failed*.json")) for line in read_json(path) or []]
     if not paths and not failed:
         raise ValueError(f"{folder}: no labelling results in it, expected <video>.json manifests")
-    return paths, [json.loads(path.read_text()) for path in paths], failed
+    rows = [read_json(path) for path in paths]
+    for path, row in zip(paths, rows):
+        if not isinstance(row, dict) or "stages" not in row:
+            raise ValueError(f"{path}: not the manifest of a labelled video")
+    return paths, rows, failed
 
 
 def totals(rows: list[dict], times: list[dict]) -> dict:
@@ -294,46 +298,62 @@ def _drawn(pair: records.PairRecord, height: int, max_lines: int) -> np.ndarray:
     )
 
 
+def sample_seconds(row: dict) -> float:
+    """Seconds from a sampled frame of a video to the next."""
+    return row["every_seconds"] or row["every_frames"] / (row["fps"] or 25)
+
+
+def apart(row: dict, step: int) -> str:
+    """How far frames `step` samples apart are, in frames, or in seconds where the video was sampled by time."""
+    return f"{step * row['every_seconds']:.2f} s" if row["every_seconds"] else str(step * row["every_frames"])
+
+
 def reach_figure(rows: list[dict]) -> str | None:
-    """Two panels: correspondences per pair, and saved pairs, against the distance in frames."""
-    kept = [(stage, row["every_frames"]) for row in rows for stage in row["stages"] if stage["stage"] == "kept"]
+    """Two panels: correspondences per pair, and saved pairs, against the distance.
+
+    It is in frames, or in seconds where a video was sampled by time.
+    """
+    timed = any(row["every_seconds"] for row in rows)
+    unit = "seconds apart" if timed else "frames apart"
+
+    def distance(row: dict, step: int | str) -> float:
+        return round(int(step) * sample_seconds(row), 2) if timed else int(step) * row["every_frames"]
+
+    kept = [(distance(row, s["step"]), s["median"]) for row in rows for s in row["stages"] if s["stage"] == "kept"]
     if not kept:
         return None
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     direct = [
-        (stage["step"] * row["every_frames"], stage["median"])
+        (distance(row, stage["step"]), stage["median"])
         for row in rows
         for stage in row["stages"]
         if stage["stage"] == "direct" and stage["correspondences"]
     ]
     left.plot(*zip(*direct), "o", color="tab:gray", label="direct", alpha=0.6) if direct else None
-    left.plot(*zip(*[(stage["step"] * n, stage["median"]) for stage, n in kept]), "o", color="tab:blue",
-              label="kept, propagated and merged", alpha=0.8)  # fmt: skip
-    left.set(xscale="log", yscale="log", xlabel="frames apart", ylabel="correspondences, median of the pairs")
+    left.plot(*zip(*kept), "o", color="tab:blue", label="kept, propagated and merged", alpha=0.8)
+    left.set(xscale="log", yscale="log", xlabel=unit, ylabel="correspondences, median of the pairs")
     for minimum in sorted({row["min_matches"] for row in rows}):
         left.axhline(minimum, color="tab:red", lw=0.8, ls="--")
     left.legend(fontsize=8)
-    saved: dict[int, int] = {}
+    saved: collections.Counter[float] = collections.Counter()
     for row in rows:
-        for step, number in row["saved_by_step"].items():
-            saved[int(step) * row["every_frames"]] = saved.get(int(step) * row["every_frames"], 0) + number
-    frames = sorted(saved)
-    right.bar([str(f) for f in frames], [saved[f] for f in frames], color="tab:green")
-    right.set(xlabel="frames apart", ylabel="pairs saved (farthest of each start)")
+        saved.update({distance(row, step): number for step, number in row["saved_by_step"].items()})
+    right.bar([f"{x:g}" for x in sorted(saved)], [saved[x] for x in sorted(saved)], color="tab:green")
+    right.set(xlabel=unit, ylabel="pairs saved (farthest of each start)")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    ticks = sorted({stage["step"] * n for stage, n in kept} | {x for x, _ in direct})
-    left.set_xticks(ticks, [str(t) for t in ticks])
+    ticks = sorted({x for x, _ in kept + direct})
+    left.set_xticks(ticks, [f"{x:g}" for x in ticks])
     left.minorticks_off()
     return figure_uri(figure)
 
 
-def curves_figure(path: Path) -> str | None:
+def curves_figure(workdir: Path) -> str | None:
     """Every scalar whose name begins with `loss`, against the step, thin as logged and thick as a running mean."""
-    if not path.is_file():
-        return None
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    from gim_jax.train.writers import read_metrics  # brings TensorBoard
+
+    lines = read_metrics(workdir)
     names = sorted({name for line in lines for name in line if name.startswith("loss")})
     if not names:
         return None
@@ -364,8 +384,3 @@ def array_uri(rgb: np.ndarray) -> str:
 
 def picture_uri(path: Path) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def read_json(path: Path):
-    """The content of a JSON file, None where there is none."""
-    return json.loads(path.read_text()) if path.is_file() else None

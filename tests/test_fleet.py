@@ -156,6 +156,21 @@ def test_failures_of_tasks_do_not_overwrite_each_other(tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["failed-00000-of-00002.json", "failed-00001-of-00002.json"]
 
 
+def test_a_repaired_video_is_no_failure_any_more(tmp_path, capsys):
+    write_video(tmp_path / "good.mp4", [np.zeros((60, 80, 3), np.uint8)] * 4)
+    (tmp_path / "a.mp4").write_text("nothing")
+    (tmp_path / "b.mp4").write_text("nothing")
+    videos, out = [str(tmp_path / name) for name in ("a.mp4", "x.mp4", "b.mp4")], tmp_path / "out"
+    assert cli.main(["label", *videos, "--out", str(out), "--task-index=0", "--task-count=2"]) == 1
+    (tmp_path / "a.mp4").write_bytes((tmp_path / "good.mp4").read_bytes())
+    assert cli.main(["label", videos[0], "--out", str(out)]) == 0
+    (line,) = json.loads((out / "failed-00000-of-00002.json").read_text())
+    assert "b.mp4" in line
+    (tmp_path / "b.mp4").write_bytes((tmp_path / "good.mp4").read_bytes())
+    assert cli.main(["label", *videos, "--out", str(out)]) == 1
+    assert [path.name for path in out.glob("failed*")] == ["failed.json"]
+
+
 @pytest.mark.slow
 def test_a_local_ray_cluster_gives_the_same_files(video, undisturbed, tmp_path):
     pytest.importorskip("ray", reason="extra ray is not installed")

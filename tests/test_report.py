@@ -76,6 +76,37 @@ def test_losses_of_all_videos_are_added_by_kind():
     assert (strip[0]["left"], strip[0]["width"]) == (20.0, 20.0) and strip[1]["left"] + strip[1]["width"] == 100.0
 
 
+def test_reach_is_in_seconds_where_a_video_was_sampled_by_time(monkeypatch):
+    """Steps of 1 and 8 samples; one in 20 frames at 40 frames/s is half a second, as the other video has it."""
+    stages = [
+        {"stage": "direct", "step": 1, "correspondences": 9, "median": 9},
+        {"stage": "kept", "step": 8, "median": 5},
+    ]
+    row = {"stages": stages, "saved_by_step": {"8": 3}, "min_matches": 4, "every_frames": 20, "every_seconds": 0.0}
+    row |= {"fps": 40.0}
+    monkeypatch.setattr(report, "figure_uri", lambda figure: figure)
+    for rows, unit, distances in (
+        ([row], "frames apart", [20, 160]),
+        ([row, row | {"every_seconds": 0.5}], "seconds apart", [0.5, 4.0]),
+    ):
+        left, right = report.reach_figure(rows).axes
+        assert left.get_xlabel() == right.get_xlabel() == unit
+        assert left.get_xticks().tolist() == distances
+        assert [text.get_text() for text in right.get_xticklabels()] == [f"{distances[1]:g}"]
+        assert [bar.get_height() for bar in right.patches] == [3 * len(rows)]
+    assert report.apart(row, 8) == "160" and report.apart(row | {"every_seconds": 0.5}, 8) == "4.00 s"
+
+
+def test_what_a_killed_run_left_is_read_and_what_is_damaged_is_named(tmp_path, monkeypatch):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    monkeypatch.setattr(report, "figure_uri", lambda figure: figure)
+    assert [line.get_ydata().tolist() for line in report.curves_figure(tmp_path).axes[0].lines] == [[2.0], [2.0]]
+    for text in ('{"pairs": ', "{}", "[]"):
+        (tmp_path / "0123456789abcdef.json").write_text(text)
+        with pytest.raises(ValueError, match=r"0123456789abcdef\.json: "):
+            report.read_labels(tmp_path)
+
+
 def test_a_page_of_a_labelled_video_says_why_frames_were_lost(tmp_path):
     from data_prep import label
     from gim_jax.config import load_config

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from gim_jax.cli.progress import Progress
 from gim_jax.config import load_config
-from gim_jax.data.tfrecord import write_atomic
+from gim_jax.data.json_file import read_json, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +69,7 @@ def label_all(
     failures.unlink(missing_ok=True)
     rows: list[dict] = []
     failed: list[str] = []
+    done: list[str] = []
     if ray is not None:
         results = fleet.label_on_ray(jobs, config, out, ray)
     elif processes > 1:
@@ -79,14 +79,28 @@ def label_all(
     for job, result in results:
         if isinstance(result, dict):
             rows.append(result)
+            done += [job.video, str(Path(job.video).resolve())]
             print(f"  {printable(Path(job.video).name)}: {describe(result)}", flush=True)
             continue
         failed.append(printable(result))
         print(f"gim-jax label: {failed[-1]}", file=sys.stderr)
     if failed:
-        write_atomic(failures, lambda file: file.write(json.dumps(failed).encode()))
+        write_json(failures, failed)
+    _forget_failures(out, done)
     print(f"labelled {len(rows)} of {len(jobs)} videos, {sum(row['pairs'] for row in rows)} pairs, in {out}")
     return rows, failed
+
+
+def _forget_failures(out: Path, done: list[str]) -> None:
+    """Take videos that are labelled now off the lists that runs of other shares left."""
+    named = tuple(f"{printable(video)}: " for video in done)
+    for path in out.glob("failed*.json"):
+        lines = read_json(path) or []
+        left = [line for line in lines if not line.startswith(named)]
+        if not left:
+            path.unlink(missing_ok=True)
+        elif left != lines:
+            write_json(path, left)
 
 
 def _here(jobs, config, out: Path):

@@ -49,12 +49,16 @@ class LabelSet:
         """Return the table of videos, and those that failed."""
         rows = []
         for row in self.rows.values():
-            saved = [int(step) * row["every_frames"] for step in row["saved_by_step"]]
+            farthest = max(map(int, row["saved_by_step"]), default=0)
             lost = sum(stretch["frames"] for stretch in row["lost"])
             size, seconds = "x".join(map(str, row["size"])), f"{row['duration_s']:.1f}"
             rows.append([row["name"], seconds, size, row["sampled_frames"], row["pairs"], row["correspondences"]])
-            rows[-1] += [max(saved, default="-"), f"{100 * lost / max(row['sampled_frames'], 1):.0f} %", row["licence"]]
-        head = ["video", "seconds", "size", "sampled frames", "pairs", "correspondences", "frames apart, farthest"]
+            rows[-1] += [
+                report.apart(row, farthest) if farthest else "-",
+                f"{100 * lost / max(row['sampled_frames'], 1):.0f} %",
+                row["licence"],
+            ]
+        head = ["video", "seconds", "size", "sampled frames", "pairs", "correspondences", "apart, farthest"]
         text = pair.table([*head, "frames without a pair", "licence"], rows)
         return text + "".join(f'<div class="gim-lost">{html.escape(line)}</div>' for line in self.failed)
 
@@ -64,7 +68,7 @@ class LabelSet:
         stages = [
             [
                 stage["stage"],
-                stage["step"] * row["every_frames"] or f"{stage['step'] * row['every_seconds']:.2f} s",
+                report.apart(row, stage["step"]),
                 stage["pairs"],
                 stage["kept"] if stage["stage"] == "kept" else stage["fitted"],
                 stage["correspondences"],
@@ -79,7 +83,7 @@ class LabelSet:
                 *(f'<div class="gim-lost">{html.escape(note)}</div>' for note in row["notes"]),
                 pair.table(["without a pair, seconds", "sampled frames", "reason"], lost, (2,)) if lost else "",
                 pair.table(
-                    ["labels", "frames apart", "pairs", "kept", "correspondences", "median of a pair", "propagated"],
+                    ["labels", "apart", "pairs", "kept", "correspondences", "median of a pair", "propagated"],
                     stages,
                 ),
             ]
@@ -103,7 +107,7 @@ class LabelSet:
             curve = f"M{x0:.1f} {ARCS - 8}Q{(x0 + x1) / 2:.1f} {top:.1f} {x1:.1f} {ARCS - 8}"
             tip = f"<title>{html.escape(describe(p))}</title>"
             parts.append(f'<path class="arc" d="{curve}" fill="none" {style}>{tip}</path>')
-        step = (row["every_frames"] / row["fps"] if row["every_frames"] else row["every_seconds"]) / 2
+        step = report.sample_seconds(row) / 2
         for r in row["lost"]:
             x0, x1 = x(max(r["from_s"] - step, 0)), x(min(r["to_s"] + step, end))
             tip = f"<title>{html.escape(r['reason'])}</title>"
