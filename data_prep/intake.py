@@ -46,7 +46,7 @@ class Listed:
 def read_list(path: str | Path) -> list[dict[str, str]]:
     """Read a CSV with the columns video (file or address) and licence; others are left alone.
 
-    Raises ValueError naming the file, the line and the field.
+    Raises ValueError naming the file, the line and the field; also where no video is listed.
     """
     path = Path(path)
     try:
@@ -54,17 +54,20 @@ def read_list(path: str | Path) -> list[dict[str, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a text file that can be read ({error})") from error
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    missing = [name for name in ("video", "licence") if name not in (reader.fieldnames or [])]
-    if missing:
-        raise ValueError(
-            f"{path}: found columns {', '.join(reader.fieldnames or []) or 'none'}, expected video,licence"
-        )
     rows = []
-    for row in reader:
-        for name in ("video", "licence"):
-            if not (row[name] or "").strip():
-                raise ValueError(f"{path}: line {reader.line_num}: {name}: found nothing, expected a value")
-        rows.append({**row, "video": row["video"].strip(), "licence": row["licence"].strip()})
+    try:
+        columns = reader.fieldnames or []
+        if not {"video", "licence"} <= {*columns}:
+            raise ValueError(f"{path}: found columns {', '.join(columns) or 'none'}, expected video,licence")
+        for row in reader:
+            for name in ("video", "licence"):
+                if not (row[name] or "").strip():
+                    raise ValueError(f"{path}: line {reader.line_num}: {name}: found nothing, expected a value")
+            rows.append({**row, "video": row["video"].strip(), "licence": row["licence"].strip()})
+    except csv.Error as error:
+        raise ValueError(f"{path}: line {reader.line_num + 1}: {error}; is a quote not closed?") from error
+    if not rows:
+        raise ValueError(f"{path}: found no video below the heading")
     return rows
 
 
@@ -132,8 +135,7 @@ def fetch(address: str, folder: Path, allowed: Sequence[str]) -> Path:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{address}: found an address of kind {parts.scheme!r}, expected http or https")
     key = hashlib.sha256(address.encode()).hexdigest()[:16]
-    there = sorted(folder.glob(f"{key}.*")) if folder.is_dir() else []
-    if there := [file for file in there if file.suffix not in (".part", ".ytdl")]:
+    if there := _fetched(folder, key):
         return there[0]
     try:
         import yt_dlp
@@ -160,10 +162,16 @@ def fetch(address: str, folder: Path, allowed: Sequence[str]) -> Path:
             downloader.process_ie_result(info, download=True)
     except yt_dlp.utils.YoutubeDLError as error:
         raise ValueError(f"{address}: cannot be fetched: {error}") from error
-    there = [file for file in sorted(folder.glob(f"{key}.*")) if file.suffix not in (".part", ".ytdl")]
+    there = _fetched(folder, key)
     if not there:
         raise ValueError(f"{address}: nothing was fetched")
     return there[0]
+
+
+def _fetched(folder: Path, key: str) -> list[Path]:
+    """Finished files of a key; yt-dlp's unfinished ones have these in their names."""
+    unfinished = (".part", ".temp.", ".ytdl")
+    return [file for file in sorted(folder.glob(f"{key}.*")) if not any(mark in file.name for mark in unfinished)]
 
 
 class _Silence:

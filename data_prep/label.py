@@ -162,6 +162,7 @@ def label_hash(config, video: str | Path) -> str:
     settings = config.to_dict()
     settings.pop("workers")
     settings["weights"] = weights_digests(config)
+    settings["networks"] = {name: settings["networks"][name] for name in settings["weights"]}  # of those that label
     for network in settings["networks"].values():
         network.pop("weights")
     settings["mask_provider"] = masks.identity(config.mask_provider, video)

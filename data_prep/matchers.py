@@ -152,7 +152,8 @@ SPARSE = ("superglue", "lightglue")  # families whose features belong to a frame
 def weights_digests(config) -> dict[str, str]:
     """SHA-256 of the weights of every labeller: what changes the labels, unlike the path. See `check_labellers`."""
     check_labellers(config)
-    return {name: _digest(own.weights, Path(own.weights).stat().st_mtime_ns) for name, own in config.networks.items()}
+    paths = {name: config.networks[name].weights for name in config.labellers if name != "rootsift"}
+    return {name: _digest(path, Path(path).stat().st_mtime_ns) for name, path in paths.items()}
 
 
 @functools.lru_cache(maxsize=16)

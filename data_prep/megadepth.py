@@ -60,7 +60,10 @@ def pairs_of(info: dict, path: Path, low: float, high: float) -> list[Pair]:
         rows, columns = np.nonzero(np.triu(good & known[:, None] & known, 1))
         return [Pair(int(i), int(j), float(min(matrix[i, j], matrix[j, i]))) for i, j in zip(rows, columns)]
     if "pair_infos" in info:
-        rows = [((int(i), int(j)), float(overlap)) for (i, j), overlap, *_ in info["pair_infos"]]
+        try:
+            rows = [((int(i), int(j)), float(overlap)) for (i, j), overlap, *_ in info["pair_infos"]]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: pair_infos: expected rows of two numbers and an overlap ({error})") from error
         return [Pair(i, j, overlap) for (i, j), overlap in rows if low <= overlap <= high]
     raise ValueError(f"{path}: found {', '.join(info)}, expected overlap_matrix or pair_infos")
 

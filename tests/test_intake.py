@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import hashlib
 import http.server
 import sys
 import threading
@@ -61,6 +62,18 @@ def test_a_list_without_licences_is_refused(tmp_path, columns, row, text):
         intake.read_list(write_list(tmp_path / "l.csv", [row], columns))
 
 
+@pytest.mark.parametrize(
+    "text, words",
+    [("video,licence\n", "no video below"), ('video,licence\n"a.mp4,CC0\n' + "b.mp4,CC0\n" * 14_000, "line 2: ")],
+)
+def test_an_empty_list_and_an_open_quote_are_one_line(tmp_path, capsys, text, words):
+    (tmp_path / "l.csv").write_text(text)
+    for command in ("videos", "label"):
+        assert cli.main([command, str(tmp_path / "l.csv"), "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert "l.csv: " in error and words in error and error.count("\n") == 1
+
+
 class FakeDownloader:
     """yt-dlp as far as intake needs it: "fetches" one local file and remembers what it was told."""
 
@@ -101,10 +114,15 @@ ADDRESS = "https://host.example/watch?v=`touch x`;../..&$(id)"
 
 def test_what_is_fetched_is_named_by_its_hash_and_fetched_once(downloader, tmp_path):
     folder = tmp_path / "100% files"
+    folder.mkdir()
+    key = hashlib.sha256(ADDRESS.encode()).hexdigest()[:16]
+    left = [folder / f"{key}.{ending}" for ending in ("mp4.part", "mp4.part-Frag7", "mp4.ytdl", "temp.mp4")]
+    for path in left:  # of a run that was stopped
+        path.touch()
     first = intake.fetch(ADDRESS, folder, intake.FREE)
     assert first.parent == folder and first.suffix == ".mp4" and first.stem.isalnum() and len(first.stem) == 16
     assert intake.fetch(ADDRESS, folder, intake.FREE) == first and len(downloader.asked) == 1
-    assert [p.name for p in folder.iterdir()] == [first.name]
+    assert {*folder.iterdir()} == {first, *left} and first not in left
 
 
 def test_what_the_site_says_of_the_licence_decides(downloader, tmp_path):

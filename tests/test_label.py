@@ -194,6 +194,12 @@ def test_settings_out_of_range_are_named_before_any_video(tmp_path, capsys, sett
     assert setting.split("=")[0] + ": found" in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
+def test_a_network_that_does_not_label_needs_no_weights_and_changes_nothing():
+    plain = load_config("configs/label.py")
+    other = load_config("configs/label.py:loftr", ["--config.labellers=('rootsift',)"])
+    assert label.label_hash(other, "v.mp4") == label.label_hash(plain, "v.mp4")
+
+
 @pytest.mark.slow
 def test_labels_of_a_rendered_walk_are_right(tmp_path):
     """At least 95 % of the labels at the farthest kept interval lie within 2 px of the true point, none on a logo."""

@@ -125,6 +125,9 @@ def test_hostile_index_and_depth_are_refused(mega, tmp_path, capsys):
     argv = [str(mega), f"--index={index}", f"--out={tmp_path / 'out'}"]
     assert megadepth.main(argv) == 2 and not (tmp_path / "owned").exists()
     assert "data_prep.megadepth: " in capsys.readouterr().err
+    for infos in (np.array([1, 2, 3]), np.array([("a", "b")], object)):
+        with pytest.raises(ValueError, match=r"s\.npz: pair_infos: "):
+            megadepth.pairs_of({"pair_infos": infos}, tmp_path / "s.npz", 0.0, 1.0)
     with pytest.raises(ValueError, match="expected a file inside of the folder"):
         posed.inside(mega, "../secret.jpg")
     with h5py.File(tmp_path / "link.h5", "w") as file:
