@@ -128,7 +128,9 @@ def load_labellers(config) -> tuple[RootSIFT | SparseNetwork | DenseNetwork, ...
     another model.
     """
     check_labellers(config)
-    return _load_all(ml_collections.FrozenConfigDict(config))
+    settings = config.to_dict()
+    settings.pop("licence")  # a list has many; they change no label
+    return _load_all(ml_collections.FrozenConfigDict(settings))
 
 
 @functools.lru_cache(maxsize=2)

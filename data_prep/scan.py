@@ -153,7 +153,9 @@ class _Overlay:
     """Sums of image gradients over parts of the video: an edge that is laid over the picture never moves."""
 
     def __init__(self):
-        self.parts: list[tuple[int, np.ndarray, int]] = []  # first frame, sums of g^2, gx, gy, samples
+        self.parts: list[tuple[int, np.ndarray, int]] = []  # the last two: first frame, sums of g^2, gx, gy, samples
+        self.finished: list[tuple[int, np.ndarray]] = []  # those before: first frame, what is steady in them
+        self.total, self.num = np.zeros((3, 1, 1), np.float32), 0  # their sums and samples
 
     def add(self, frame: int, gray: np.ndarray) -> None:
         scale = min(1.0, OVERLAY_LONG_SIDE / max(gray.shape))
@@ -162,23 +164,32 @@ class _Overlay:
         gx, gy = cv2.Sobel(small, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(small, cv2.CV_32F, 0, 1, scale=1 / 8)
         sums = np.stack([gx * gx + gy * gy, gx, gy])
         if not self.parts or self.parts[-1][2] == OVERLAY_SAMPLES:
+            if len(self.parts) == 2:
+                self._finish()
             self.parts.append((frame, sums, 1))
         else:
             first, total, num = self.parts[-1]
             self.parts[-1] = (first, total + sums, num + 1)
 
+    def _finish(self) -> None:
+        first, sums, num = self.parts.pop(0)
+        self.total, self.num = self.total + sums, self.num + num
+        self.finished.append((first, _steady(sums, num)))
+
     def masks(self, size: tuple[int, int], crop: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Overlays of the parts [B, h, w] bool within the crop, and the frames [B] that they begin at."""
         if len(self.parts) > 1 and self.parts[-1][2] < OVERLAY_MIN_SAMPLES:
-            (first, one, n), (_, two, m) = self.parts[-2:]
-            self.parts[-2:] = [(first, one + two, n + m)]
-        if not self.parts:
+            (first, one, n), (_, two, m) = self.parts
+            self.parts = [(first, one + two, n + m)]
+        while self.parts:
+            self._finish()
+        if not self.finished:
             return np.zeros((0, 1, 1), bool), np.zeros(0, int)
-        always = _steady(np.sum([sums for _, sums, _ in self.parts], 0), sum(num for _, _, num in self.parts))
-        masks = np.stack([_steady(sums, num) | always for _, sums, num in self.parts])
+        always = _steady(self.total, self.num)
+        masks = np.stack([steady | always for _, steady in self.finished])
         x0, y0, x1, y1 = [int(n * masks.shape[2] / size[0]) for n in crop]
         masks = masks[:, y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
-        return masks, np.array([first for first, _, _ in self.parts])
+        return masks, np.array([first for first, _ in self.finished])
 
 
 def _steady(sums: np.ndarray, num: int) -> np.ndarray:

@@ -7,6 +7,7 @@ import pytest
 
 from data_prep import fitting, label
 from data_prep import propagate as prop
+from data_prep.matchers import load_labellers
 from data_prep.truth import Truth
 from data_prep.world import WorldConfig, overlay_boxes, render
 from gim_jax import cli
@@ -192,6 +193,14 @@ def test_settings_out_of_range_are_named_before_any_video(tmp_path, capsys, sett
     assert cli.main(["label", "v.mp4", "--out", str(tmp_path / "o"), f"--config.{setting}"]) == 2
     error = capsys.readouterr().err
     assert setting.split("=")[0] + ": found" in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_licences_share_the_loaded_labellers():
+    config = load_config("configs/label.py", ["--config.ratio=0.75"])
+    first = load_labellers(config)
+    for licence in ("CC0-1.0", "CC-BY-4.0", "PDM-1.0", "CC-BY-3.0"):
+        config.licence = licence
+        assert load_labellers(config) is first
 
 
 def test_a_network_that_does_not_label_needs_no_weights_and_changes_nothing():

@@ -75,6 +75,19 @@ def test_a_caption_is_masked_and_a_camera_that_stands_still_is_not(tmp_path):
     assert scan.scan(tmp_path / "still.mp4", 2).valid(20) is None
 
 
+def test_a_caption_of_a_part_is_masked_there_and_little_is_kept_of_long_videos():
+    """100 samples: parts of 32, 32 and 36, as 4 are too few for one; the caption is in the second."""
+    overlay, frames = scan._Overlay(), pan(100, 5, 1)
+    frames[32:64] = captioned(frames[32:64])
+    for index, frame in enumerate(frames):
+        overlay.add(20 * index, cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
+        assert len(overlay.parts) <= 2
+    masked, starts = overlay.masks((200, 150), (0, 0, 200, 150))
+    letters = captioned([np.zeros((150, 200, 3), np.uint8)])[0][..., 0] > 0
+    assert starts.tolist() == [0, 640, 1280] and masked.shape == (3, 150, 200)
+    assert masked[1][letters].mean() > 0.99 and not masked[[0, 2]].any()
+
+
 def test_a_scan_survives_an_interruption_and_damage_is_seen(tmp_path):
     write_video(tmp_path / "v.mp4", pan(30, 3, 1) + pan(20, 3, 2))
     found = scan.scan(tmp_path / "v.mp4", 5)
