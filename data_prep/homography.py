@@ -7,6 +7,7 @@ homography in every epoch (`data.augment`), and depth and cameras say where ever
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
@@ -50,14 +51,12 @@ def convert(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.images}: found no image, expected {', '.join(sorted(SUFFIXES))}")
     (args.out / "scenes").mkdir(parents=True, exist_ok=True)
 
-    def encode(view0: View, view1: View, overlap: float) -> bytes:
-        return make_record(view0, view1, "homography", overlap, args.licence, complete=True)
-
+    encode = functools.partial(make_record, scene="homography", licence=args.licence, complete=True)
     rows = []
     for number, start in enumerate(range(0, len(paths), PART)):
         part = [Pair(path, path, 1.0) for path in paths[start : start + PART]]
         file = args.out / "scenes" / f"part{number:06d}.tfrecord"
-        rows.append(write_scene(file, part, lambda path: read_view(path, args.long_side), encode))
+        rows.append(write_scene(file, part, functools.partial(read_view, long_side=args.long_side), encode))
         print(f"{min(start + PART, len(paths))} of {len(paths)} images", flush=True)
     return report(rows, args.out, "homography", args.num_shards)
 

@@ -118,14 +118,10 @@ def convert(args: argparse.Namespace) -> int:
         pairs = pairs_of(info, path, args.min_overlap, args.max_overlap)
         chosen = draw(pairs, args.pairs_per_scene, 7, args.min_overlap, args.max_overlap, number)
         read = functools.partial(read_view, args.root, info, args.long_side)
-        encode = functools.partial(_encode, path.stem)
+        encode = functools.partial(make_record, scene=path.stem, licence=LICENCE, complete=True)
         rows.append(write_scene(args.out / "scenes" / f"{path.stem}.tfrecord", chosen, read, encode))
         print(f"{number + 1} of {len(files)}: scene {path.stem}: {rows[-1]['pairs']} of {len(pairs)} pairs", flush=True)
     return report(rows, args.out, "megadepth", args.num_shards)
-
-
-def _encode(scene: str, view0: View, view1: View, overlap: float) -> bytes:
-    return make_record(view0, view1, scene, overlap, LICENCE, complete=True)
 
 
 if __name__ == "__main__":

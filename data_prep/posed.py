@@ -85,7 +85,7 @@ def resized(view: View, long_side: int) -> View:
     return View(encode_jpeg(image, JPEG_QUALITY), (width, height), depth, K, view.pose)
 
 
-def make_record(view0: View, view1: View, scene: str, overlap: float, licence: str, complete: bool) -> bytes:
+def make_record(view0: View, view1: View, overlap: float, scene: str, licence: str, complete: bool) -> bytes:
     """Encode a posed pair; a ValueError names the field that is out of range.
 
     Args: complete: unknown depth means that nothing can be matched there (`PairRecord.depth_complete`).

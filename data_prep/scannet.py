@@ -96,14 +96,10 @@ def convert(args: argparse.Namespace) -> int:
         K = values.reshape(int(values.size**0.5), -1)[:3, :3]
         chosen = draw(pairs, args.pairs_per_scene, 7, args.min_overlap, args.max_overlap, number)
         read = functools.partial(read_view, args.root / scene, K)
-        encode = functools.partial(_encode, scene)
+        encode = functools.partial(make_record, scene=scene, licence=LICENCE, complete=False)
         rows.append(write_scene(args.out / "scenes" / f"{scene}.tfrecord", chosen, read, encode))
         print(f"{number + 1} of {len(scans)}: {scene}: {rows[-1]['pairs']} of {len(pairs)} pairs", flush=True)
     return report(rows, args.out, "scannet", args.num_shards)
-
-
-def _encode(scene: str, view0: View, view1: View, overlap: float) -> bytes:
-    return make_record(view0, view1, scene, overlap, LICENCE, complete=False)
 
 
 if __name__ == "__main__":

@@ -78,9 +78,7 @@ def town(path: Path, args: argparse.Namespace, seed: int) -> dict:
         depth = truth.depth(frame).astype(np.float32)
         return View(encode_jpeg(draw(frame)[0], 95), args.size, depth, shot.K, poses[frame])
 
-    def encode(view0: View, view1: View, overlap: float) -> bytes:
-        return make_record(view0, view1, path.stem, overlap, LICENCE, complete=True)
-
+    encode = functools.partial(make_record, scene=path.stem, licence=LICENCE, complete=True)
     chosen = []
     if not path.is_file():
         rng = np.random.default_rng([*shot.town.seed, 8])
