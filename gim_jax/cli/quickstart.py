@@ -7,7 +7,6 @@ interrupted at any moment goes on when it is started again.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import numpy as np
 
 from gim_jax.cli.progress import Progress
 from gim_jax.config import config_hash, load_config
+from gim_jax.data.json_file import read_json, write_json
 from gim_jax.data.tfrecord import write_atomic
 
 TRAIN_TOWNS = (1, 2, 3)  # seeds of the rendered videos
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.videos:
         with clock.step("judge", "6/6 comparing the labels of one video with the rendered truth"):
             judge_labels(out, TRAIN_TOWNS[0])
-    before, after = (read(out / "eval" / f"{name}.json") for name in ("untrained", "trained"))
+    before, after = (read_json(out / "eval" / f"{name}.json") for name in ("untrained", "trained"))
     print(
         f"AUC@5 on {after['num_pairs']} unseen pairs: {100 * before['auc']['5']:.1f} before training, "
         f"{100 * after['auc']['5']:.1f} after"
@@ -89,11 +89,11 @@ def claim(out: Path, settings: dict) -> None:
     """Make the folder, or check that it holds a run with the same settings."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / "quickstart.json"
-    found = read(path)
+    found = read_json(path)
     if found is None:
         if any(out.iterdir()):
             raise ValueError(f"--out {out}: the folder holds something else, expected an empty or a new one")
-        write(path, {"settings": settings, "seconds": {}})
+        write_json(path, {"settings": settings, "seconds": {}})
     elif found["settings"] != settings:
         raise ValueError(f"--out {out}: holds a run with other settings ({found['settings']}); choose another folder")
 
@@ -113,10 +113,10 @@ class Clock:
         self.started = time.monotonic()
 
     def __exit__(self, *_: object) -> None:
-        state = read(self.path)
+        state = read_json(self.path)
         spent = time.monotonic() - self.started
         state["seconds"][self.name] = state["seconds"].get(self.name, 0.0) + spent
-        write(self.path, state)
+        write_json(self.path, state)
         print(f"  {spent:.1f} s", flush=True)
 
 
@@ -124,7 +124,7 @@ def finish(out: Path, clock: Clock, problem: str = "") -> int:
     from gim_jax.report import write_report
 
     path = write_report(out).resolve()
-    seconds = sum(read(clock.path)["seconds"].values())
+    seconds = sum(read_json(clock.path)["seconds"].values())
     if problem:
         print(f"gim-jax quickstart: {problem}")
     print(f"report after {seconds / 60:.1f} minutes: {path}")
@@ -181,12 +181,12 @@ def evaluate(out: Path, name: str, pairs: str, weights: Callable) -> None:
 
     path = out / "eval" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    if read(path) is None:
+    if read_json(path) is None:
         api.enable_compilation_cache()
         matcher = api.load_matcher("rootsift" if name == "rootsift" else MODEL, weights())
         with Progress(name, unit="pairs") as progress:
-            write(path, evaluate_pairs(pairs, matcher, progress=progress))
-    result = read(path)
+            write_json(path, evaluate_pairs(pairs, matcher, progress=progress))
+    result = read_json(path)
     auc = " ".join(f"@{t} {100 * value:.1f}" for t, value in result["auc"].items())
     print(f"  {name}: AUC {auc}, {result['mean_matches']:.0f} matches a pair", flush=True)
 
@@ -202,12 +202,12 @@ def train(out: Path, steps: int) -> None:
         overrides += [f"--config.num_steps={steps}", f"--config.optim.warmup_steps={min(30, steps // 10)}"]
     with Line(every_s=10.0) as line:
         result = loop.train(load_config(TRAINING, overrides), out / "train", line)
-    state = read(out / "quickstart.json")
+    state = read_json(out / "quickstart.json")
     state["train"] = (
         f"{MODEL}, {result['num_params']:,} parameters, {result['step']} steps in {result['elapsed_s']:.0f} s, "
         f"configuration {config_hash(load_config(TRAINING, overrides))}"
     )
-    write(out / "quickstart.json", state)
+    write_json(out / "quickstart.json", state)
 
 
 def draw_test_matches(out: Path, pairs: str, num: int = 3) -> None:
@@ -233,22 +233,13 @@ def judge_labels(out: Path, seed: int) -> None:
     from data_prep.label import label_in_memory
     from data_prep.truth import Truth
 
-    if read(out / "accuracy.json") is None:
+    if read_json(out / "accuracy.json") is None:
         folder = out / "worlds" / f"town{seed}"
         labels = label_in_memory(folder / "video.mp4", load_config("configs/label.py"))
         rows = label_accuracy(labels, Truth.load(folder))
         note = (
             f"Share of the labels on static surfaces of {folder.name} that lie within 1, 2 and 3 px of the true point."
         )
-        write(out / "accuracy.json", {"rows": rows, "note": note})
-    far = read(out / "accuracy.json")["rows"][-1]
+        write_json(out / "accuracy.json", {"rows": rows, "note": note})
+    far = read_json(out / "accuracy.json")["rows"][-1]
     print(f"  {100 * far['within'][1]:.1f} % of {far['labels']} labels {far['frames_apart']} frames apart within 2 px")
-
-
-def read(path: Path):
-    """The content of a JSON file, None where there is none."""
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
-def write(path: Path, value) -> None:
-    write_atomic(path, lambda file: file.write(json.dumps(value, indent=1).encode()))
