@@ -86,6 +86,12 @@ def test_lightglue_disk_comes_in_a_wheel_with_old_names(tmp_path):
         archive.write(tmp_path / "lightglue.pth", published.WHEEL + "disk_lightglue.pth")
     assert len(flat(published.convert("lightglue_disk", [wheel]))) == len(entries)
     assert len(flat(published.convert("lightglue_disk", [tmp_path / "lightglue.pth", tmp_path / "disk.pth"])))
+    data = bytearray(wheel.read_bytes())
+    at = data.find(b"PK\x01\x02")  # the directory at the end
+    data[at : at + 4] = b"XXXX"
+    (tmp_path / "bad.whl").write_bytes(data)
+    with pytest.raises(ValueError, match=r"bad\.whl: not a whole zip archive"):
+        published.convert("lightglue_disk", [tmp_path / "bad.whl"])
     del old["token_confidence.3.token.0.bias"]
     save_file(old, tmp_path / "lightglue.pth")
     with pytest.raises(ValueError, match=r"1 missing: matcher\.token_confidence\.3\.token\.0\.bias"):

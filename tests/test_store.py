@@ -4,6 +4,7 @@ import os
 import pickle
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -72,6 +73,13 @@ def test_foreign_safetensors(tmp_path):
         store.load(tmp_path / "other.safetensors")
 
 
+@pytest.mark.parametrize("text", ["[" * 200_000, "[]", '{"config": [1]}', "{"])
+def test_metadata_of_another_kind(tmp_path, text):
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "w.safetensors", metadata={store.META: text})
+    with pytest.raises(ValueError, match=r"w\.safetensors: .*metadata"):
+        store.load(tmp_path / "w.safetensors")
+
+
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         store.load(tmp_path / "none")
@@ -95,3 +103,21 @@ def test_check_lists_missing_unknown_and_misshapen():
     assert "missing params/a/scale" in text and "unknown params/b" in text
     assert "params/a/kernel: found shape (3, 4), expected (3, 2)" in text
     store.check(template, template, "same")
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (np.full(2, np.nan, np.float32), "found NaN or infinity"),
+        (np.array([0, np.inf], np.float16), "found NaN or infinity"),
+        (np.full(2, np.nan, ml_dtypes.bfloat16), "found NaN or infinity"),
+        (np.zeros(2, np.int64), "found int64, expected floating point"),
+        (np.zeros(2, bool), "found bool, expected floating point"),
+    ],
+)
+def test_weights_are_finite_and_floating(value, message):
+    template = {"params": {"a": np.zeros(2, np.float32), "b": np.zeros(1, np.float32)}}
+    for kind in (np.float32, np.float64, ml_dtypes.bfloat16):
+        store.check({"params": {"a": np.ones(2, kind), "b": np.zeros(1, kind)}}, template, "w")
+    with pytest.raises(ValueError, match=f"w: not the weights of this model: params/a: {message}"):
+        store.check({"params": {"a": value, "b": np.zeros(1, np.float32)}}, template, "w")

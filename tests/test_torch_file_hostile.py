@@ -136,3 +136,31 @@ def test_safetensors_in_half_precision(tmp_path):
     header = json.dumps({"x": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + values.tobytes())
     np.testing.assert_array_equal(torch_file.state_dict(tmp_path / "a.safetensors")["x"], values)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
+def test_a_damaged_packed_member_is_named(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "a.ckpt", "w") as archive:
+        archive.writestr("a/pad", bytes(5000))  # stored: the packed structure does not make the archive larger
+        archive.writestr("a/data.pkl", pickle.dumps({"a": 1}, 2), method)
+    data = bytearray((tmp_path / "a.ckpt").read_bytes())
+    start = data.find(b"a/data.pkl") + len(b"a/data.pkl")
+    for cut in (slice(start + 9, start + 20), slice(start, start + 11)):
+        bad = data.copy()
+        bad[cut] = bytes(byte ^ 0xFF for byte in bad[cut])
+        (tmp_path / "bad.ckpt").write_bytes(bad)
+        with pytest.raises(ValueError, match=r"bad\.ckpt: "):
+            torch_file.state_dict(tmp_path / "bad.ckpt")
+
+
+def test_keys_that_are_no_names_are_refused(tmp_path):
+    """Printing them would end the stack, or Python's limit of digits."""
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+    tensor += b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQK\x00(K\x01t(K\x01tI00\nNtR"
+    nested = b"(" * 5000 + b"K\x01" + b"\x91" * 5000  # a frozenset in a frozenset
+    number = (10**6000).to_bytes(2500, "little")
+    for key, kind in ((nested, "frozenset"), (b"\x8b" + struct.pack("<i", len(number)) + number, "int")):
+        for value, message in ((tensor, f"a key of type {kind}"), (b"K\x01", f"no tensors in it; entries: {kind}")):
+            write_members(tmp_path / "bad.pth", b"\x80\x04}" + key + value + b"s.", {"0": struct.pack("<f", 1)})
+            with pytest.raises(ValueError, match=rf"bad\.pth: {message}"):
+                torch_file.state_dict(tmp_path / "bad.pth")

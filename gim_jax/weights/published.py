@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from gim_jax.models import ModelInfo, get_model
-from gim_jax.weights import torch_file
+from gim_jax.weights import store, torch_file
 from gim_jax.weights.convert import Rule, from_torch, rename
 
 
@@ -149,8 +149,11 @@ def _find(part: Part, paths: Sequence[str | Path], name: str) -> tuple[dict[str,
     seen = []
     for path in paths:
         if part.member and zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                inside = part.member in archive.namelist()
+            try:
+                with zipfile.ZipFile(path) as archive:
+                    inside = part.member in archive.namelist()
+            except store.BAD_FILE as error:
+                raise ValueError(f"{path}: not a whole zip archive: {error}") from error
             if inside:
                 return torch_file.state_dict(path, part.member), path
         if str(path).endswith(".whl"):

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
+import struct
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +17,19 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as to_bytes
 
+from gim_jax.data.scene_info import BAD_PICKLE
 from gim_jax.data.tfrecord import write_atomic
 
+BAD_FILE = (  # what readers of pickles, archives and arrays raise where a file is damaged or hostile
+    *BAD_PICKLE,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    lzma.LZMAError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -74,12 +89,12 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], str]:
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         meta = json.loads(header.get("__metadata__", {}).get(META, "null"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: the metadata are not JSON: {error}") from error
     if meta is None:
         raise ValueError(f"{path}: a safetensors file without gim-jax metadata; `gim-jax convert` makes weights of it")
     if not isinstance(meta, dict) or not isinstance(meta.get("config") or {}, dict):
-        raise ValueError(f"{path}: found metadata {str(meta)[:80]}, expected a dictionary with a dictionary `config`")
+        raise ValueError(f"{path}: found other metadata, expected a dictionary with a dictionary `config`")
     variables: dict[str, Any] = {}
     for key, array in flat.items():
         *parents, leaf = key.split("/")
@@ -111,7 +126,7 @@ def from_bytes(data: bytes, name: str) -> dict[str, np.ndarray]:
 
 
 def check(variables: Mapping[str, Any], template: Mapping[str, Any], name: str) -> None:
-    """Raise ValueError where variables do not have exactly the keys and shapes of the template.
+    """Raise ValueError where variables have not exactly the keys and shapes of the template, or are no finite floats.
 
     Args:
       variables: nested dict of arrays.
@@ -129,9 +144,25 @@ def check(variables: Mapping[str, Any], template: Mapping[str, Any], name: str) 
         for key in wanted
         if key in found and tuple(found[key].shape) != tuple(wanted[key].shape)
     ]
+    for key in () if faults else wanted:
+        array = np.asarray(found[key])
+        if array.dtype.kind != "f" and array.dtype != ml_dtypes.bfloat16:
+            faults.append(f"{key}: found {array.dtype}, expected floating point")
+        elif not np.isfinite(array).all():
+            faults.append(f"{key}: found NaN or infinity")
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise ValueError(f"{name}: not the weights of this model: {'; '.join(faults[:5])}{more}")
+
+
+def digest(variables: Mapping[str, Any]) -> str:
+    """Hash the names, types, shapes and values of variables: 64 hex digits."""
+    flat: dict[str, np.ndarray] = {}
+    _flatten(variables, "", flat)
+    out = hashlib.sha256()
+    for key in sorted(flat):
+        out.update(f"{key} {flat[key].dtype} {flat[key].shape}\n".encode() + flat[key].tobytes())
+    return out.hexdigest()
 
 
 def _flatten(node: Mapping[str, Any], prefix: str, out: dict[str, Any], as_array: bool = True) -> None:

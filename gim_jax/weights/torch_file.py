@@ -14,7 +14,6 @@ import os
 import pickle
 import struct
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -68,24 +67,28 @@ def load(path: str | Path, member: str | None = None) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}, expected a checkpoint")
-    name = str(path)
-    with open(path, "rb") as file:
-        if member is None:
-            return _read(file, os.path.getsize(path), name)
-        name = f"{path}, {member}"
-        try:
-            with zipfile.ZipFile(file) as archive:
-                info = archive.getinfo(member)
-                size = info.file_size
-                if size > MAX_MEMBER or size > MAX_RATIO * info.compress_size + 2**20:
-                    raise ValueError(f"{name}: {size} bytes packed to {info.compress_size}, expected weights")
-                with archive.open(member) as inner:
-                    data = inner.read(size)
-        except KeyError as error:
-            raise ValueError(f"{path}: has no {member}") from error
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: not a whole zip archive: {error}") from error
-    return _read(io.BytesIO(data), len(data), name)
+    try:
+        with open(path, "rb") as file:
+            if member is None:
+                return _read(file, os.path.getsize(path), str(path))
+            data = _unpacked(file, member, str(path))
+            return _read(io.BytesIO(data), len(data), f"{path}, {member}")
+    except store.BAD_FILE as error:
+        text = str(error) or type(error).__name__
+        raise ValueError(text if text.startswith(str(path)) else f"{path}: not a whole checkpoint: {text}") from error
+
+
+def _unpacked(file: BinaryIO, member: str, name: str) -> bytes:
+    """Read a member of a zip archive."""
+    with zipfile.ZipFile(file) as archive:
+        if member not in archive.namelist():
+            raise ValueError(f"{name}: has no {member}")
+        info = archive.getinfo(member)
+        size = info.file_size
+        if size > MAX_MEMBER or size > MAX_RATIO * info.compress_size + 2**20:
+            raise ValueError(f"{name}, {member}: {size} bytes packed to {info.compress_size}, expected weights")
+        with archive.open(member) as inner:
+            return inner.read(size)
 
 
 def state_dict(path: str | Path, member: str | None = None) -> dict[str, np.ndarray]:
@@ -103,7 +106,8 @@ def state_dict(path: str | Path, member: str | None = None) -> dict[str, np.ndar
     flat: dict[str, np.ndarray] = {}
     _flatten(content, "", flat, 0, MAX_ENTRIES, str(path))
     if not flat:
-        raise ValueError(f"{path}: no tensors in it; entries: {', '.join(map(str, list(content)[:8])) or 'none'}")
+        entries = [key[:40] if isinstance(key, str) else type(key).__name__ for key in list(content)[:8]]
+        raise ValueError(f"{path}: no tensors in it; entries: {', '.join(entries) or 'none'}")
     return flat
 
 
@@ -115,9 +119,13 @@ def _flatten(node: dict, prefix: str, flat: dict, depth: int, budget: int, name:
         budget -= 1
         if budget < 0:
             raise ValueError(f"{name}: more than {MAX_ENTRIES} entries")
-        if isinstance(value, dict) and not isinstance(value, Inert):
+        if not isinstance(value, dict | np.ndarray) or isinstance(value, Inert):
+            continue
+        if not isinstance(key, str | int) or (isinstance(key, int) and key.bit_length() > 64):
+            raise ValueError(f"{name}: a key of type {type(key).__name__}, expected a name or an index")
+        if isinstance(value, dict):
             budget = _flatten(value, f"{prefix}{key}.", flat, depth + 1, budget, name)
-        elif isinstance(value, np.ndarray):
+        else:
             flat[f"{prefix}{key}"] = value
     return budget
 
@@ -140,33 +148,30 @@ def _read(file: BinaryIO, size: int, name: str) -> dict[str, Any]:
 
 
 def _read_zip(file: BinaryIO, size: int, name: str) -> Any:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = {info.filename: info for info in archive.infolist()}
-            if sum(info.file_size for info in members.values()) > size:  # torch stores without compression
-                raise ValueError(f"{name}: a compressed archive, expected a checkpoint as torch.save writes it")
-            structures = [m for m in members if m.endswith("/data.pkl") or m == "data.pkl"]
-            if len(structures) != 1 or any("/code/" in m for m in members):
-                what = "a TorchScript program" if any("/code/" in m for m in members) else "a zip archive"
-                raise ValueError(f"{name}: {what}, expected a checkpoint as torch.save writes it")
-            prefix = structures[0].removesuffix("data.pkl")
-            if prefix + "byteorder" in members and archive.read(prefix + "byteorder") != b"little":
-                raise ValueError(f"{name}: big-endian storages, expected little-endian ones")
-            if members[structures[0]].file_size > MAX_PICKLE:
-                raise ValueError(f"{name}: its structure has more than {MAX_PICKLE} bytes")
+    with zipfile.ZipFile(file) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        if sum(info.file_size for info in members.values()) > size:  # torch stores without compression
+            raise ValueError(f"{name}: a compressed archive, expected a checkpoint as torch.save writes it")
+        structures = [m for m in members if m.endswith("/data.pkl") or m == "data.pkl"]
+        if len(structures) != 1 or any("/code/" in m for m in members):
+            what = "a TorchScript program" if any("/code/" in m for m in members) else "a zip archive"
+            raise ValueError(f"{name}: {what}, expected a checkpoint as torch.save writes it")
+        prefix = structures[0].removesuffix("data.pkl")
+        if prefix + "byteorder" in members and archive.read(prefix + "byteorder") != b"little":
+            raise ValueError(f"{name}: big-endian storages, expected little-endian ones")
+        if members[structures[0]].file_size > MAX_PICKLE:
+            raise ValueError(f"{name}: its structure has more than {MAX_PICKLE} bytes")
 
-            def storage(dtype: type, key: str, count: int) -> np.ndarray:
-                member = f"{prefix}data/{key}"
-                if member not in members:
-                    raise ValueError(f"storage {key} is missing")
-                data = archive.read(member)
-                if count < 0 or len(data) < count * np.dtype(dtype).itemsize:
-                    raise ValueError(f"storage {key} has {len(data)} bytes, expected {count} x {dtype.__name__}")
-                return np.frombuffer(data, dtype, count)
+        def storage(dtype: type, key: str, count: int) -> np.ndarray:
+            member = f"{prefix}data/{key}"
+            if member not in members:
+                raise ValueError(f"storage {key} is missing")
+            data = archive.read(member)
+            if count < 0 or len(data) < count * np.dtype(dtype).itemsize:
+                raise ValueError(f"storage {key} has {len(data)} bytes, expected {count} x {dtype.__name__}")
+            return np.frombuffer(data, dtype, count)
 
-            return _Unpickler(io.BytesIO(archive.read(structures[0])), storage, name, size).content()
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, zlib.error) as error:
-        raise ValueError(f"{name}: not a whole checkpoint: {error}") from error
+        return _Unpickler(io.BytesIO(archive.read(structures[0])), storage, name, size).content()
 
 
 def _read_legacy(file: BinaryIO, size: int, name: str) -> Any:
