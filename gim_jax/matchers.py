@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,6 +38,15 @@ RESAMPLINGS = {  # of ModelInfo.resampling: how an image gets the network's size
 }
 FEATURE_STEP = 1024  # features that come from elsewhere are padded to a multiple of so many
 MAX_FEATURES = 2048  # of OpenCV's detectors
+MAX_LAYERS = 256  # of a kind; a network of a billion would be built for ever
+MAX_COUNT = 10**6  # of other whole numbers in a configuration
+RANGES = {  # of settings outside of which there is nothing but nonsense
+    "contrast_threshold": (0.0, 1e6),
+    "ratio": (0.0, 1.0),
+    "temperature": (1e-6, 1e6),
+    "thr": (0.0, 1.0),
+    **dict.fromkeys(("blocks", "num_hidden", "num_layers"), (1, MAX_LAYERS)),
+}
 
 
 @dataclass(frozen=True)
@@ -244,17 +254,18 @@ class Network(Matcher):
         if weights is None:
             raise ValueError(f"weights: {info.name} needs some; source: {info.weights_source}")
         if isinstance(weights, Mapping):
-            variables, meta, self.weights = weights, {}, {"file": None}
+            variables, meta, self._weights = weights, {}, {"file": None}
         else:
             variables, meta, sha256 = store.read(weights)
-            self.weights = {"file": str(weights), "sha256": sha256}
+            self._weights = {"file": str(weights), "sha256": sha256}
             if meta.get("model") != info.family or meta.get("name", info.name) != info.name:
                 found = meta.get("name") or meta.get("model")
                 raise ValueError(f"{weights}: weights of {found!r}, expected {info.name} (family {info.family})")
             if meta.get("untrained"):
                 raise ValueError(f"{weights}: a start for gim-jax train: its {meta['untrained']} is not trained")
-        name = str(weights) if self.weights["file"] else "weights"
+        name, described = self._weights["file"] or "weights", self._weights
         trained = replace(info.config, without_how(meta.get("config") or {}), name)
+        _check_ranges(trained, name)
         preset = Preset(resampling=info.resampling, **info.resize)
         parts = {"preset": preset, "config": trained, **self._own_settings(info)}
         preset, config, *own = _settings(settings or {}, parts, info.name)
@@ -263,8 +274,14 @@ class Network(Matcher):
         self.batch_size, self.settings, self.num_traces = batch_size, dict(settings or {}), 0
         self.channels = getattr(self.config, "in_channels", info.channels)
         self.info = dataclasses.replace(info, resize=preset.resize, channels=self.channels)
-        store.check(variables, self.info.template(self.config), name)
+        try:
+            template = self.info.template(self.config)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            given = " with these settings" if settings else ""
+            raise ValueError(f"{name}: its configuration{given} makes no network: {error}") from error
+        store.check(variables, template, name)
         self.set_variables(variables)
+        self._weights = described
         self._lock = threading.Lock()  # programs are traced once, whichever thread comes first
         self._compile(info.network(self.config))
 
@@ -278,6 +295,14 @@ class Network(Matcher):
 
         device = jax.config.jax_default_device or jax.local_devices()[0]  # the caller's, for the threads as well
         self.variables = jax.device_put(jax.tree.map(np.asarray, dict(variables)), device)
+        self._weights = {"file": None}
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """What the variables are: `file`, None where they were given; `sha256` of the file or of the arrays."""
+        if "sha256" not in self._weights:
+            self._weights["sha256"] = store.digest(self.variables)
+        return self._weights
 
     def _compile(self, module: Any) -> None:
         """Make the programs."""
@@ -312,26 +337,27 @@ class Network(Matcher):
         back = (kpts0[:, width:], conf[:, width:]) if self.config.symmetric else (None, None)
         return matches, Warp(kpts1[:, :width], conf[:, :width], *back, frame0.original, frame1.original)
 
-    def _frame(self, image: np.ndarray) -> tuple[np.ndarray, Frame]:
-        """Give an RGB image its borders, colours and size."""
+    def _frame(self, source: Any) -> tuple[np.ndarray, Frame]:
+        """Read an image, give it its borders, colours and size."""
+        image, name = read_image(source), source if isinstance(source, str | os.PathLike) else "image"
         original, offset = size_of(image), (0, 0)
         if self.preset.aspect:
             left, right, top, bottom = padding_to_aspect(original, self.preset.aspect)
             width, height = original[0] + left + right, original[1] + top + bottom
             if width * height > MAX_PIXELS:
                 raise ValueError(
-                    f"aspect: {original[0]}x{original[1]} px become {width}x{height}, more than {MAX_PIXELS}"
+                    f"{name}: aspect: {original[0]}x{original[1]} px become {width}x{height}, more than {MAX_PIXELS}"
                 )
             image, offset = np.pad(image, ((top, bottom), (left, right), (0, 0))), (left, top)
         frame = Frame(original, size_of(image), offset, self.info.input_size(size_of(image)))
         if max(frame.size) > MAX_SIDE:
-            raise ValueError(f"image: {frame.size[0]}x{frame.size[1]} px for the network, expected at most {MAX_SIDE}")
+            raise ValueError(f"{name}: {frame.size[0]}x{frame.size[1]} px for the network, expected at most {MAX_SIDE}")
         image = to_gray(image)[..., None] if self.channels == 1 else image
         pixels = RESAMPLINGS[self.preset.resampling](image, frame.size)
         return pixels.reshape(frame.size[1], frame.size[0], self.channels), frame
 
     def _load(self, source):
-        return self._frame(read_image(source))
+        return self._frame(source)
 
     def _bucket(self, pair):
         return tuple(self._round_up(frame.size) for _, frame in pair)
@@ -424,10 +450,9 @@ class SparseNetwork(Network):
 
     def _load(self, source):
         """Return the frame and the features as [1, K, ...] arrays, in the network's frame."""
-        image = read_image(source)
         if self.info.features == "given":
             raise ValueError(f"model: {self.info.name} detects no keypoints; use match_features")
-        pixels, frame = self._frame(image)
+        pixels, frame = self._frame(source)
         if self.info.features:
             gray = to_gray(pixels) if self.channels == 3 else pixels[..., 0]
             gray = np.clip(gray, 0, 255).astype(np.uint8)
@@ -491,10 +516,29 @@ def _settings(settings: Mapping[str, Any], parts: Mapping[str, Any], name: str) 
     unknown = sorted(set(settings) - set(known))
     if unknown:
         raise ValueError(f"settings: {name} has no {', '.join(unknown)}; known: {', '.join(known)}")
-    return [
+    out = [
         replace(values, {key: value for key, value in settings.items() if known[key] == part}, "settings")
         for part, values in parts.items()
     ]
+    for values in out:
+        _check_ranges(values, "settings")
+    return out
+
+
+def _check_ranges(config: Any, name: str) -> None:
+    """Refuse numbers of a dataclass, and of dataclasses in it, that no matcher can mean; `name` begins the message."""
+    for key, value in vars(config).items():
+        if dataclasses.is_dataclass(value):
+            _check_ranges(value, f"{name}: {key}")
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        if len(values) > MAX_LAYERS:
+            raise ValueError(f"{name}: {key}: found {len(values)} values, expected at most {MAX_LAYERS}")
+        for number in values:
+            most = MAX_COUNT if isinstance(number, int) else np.inf
+            low, high = RANGES.get(key, (-most, most))
+            if isinstance(number, int | float) and not low <= number <= high:
+                raise ValueError(f"{name}: {key}: found {number}, expected {low:g} to {high:g}")
 
 
 def _to_matches(kpts: Sequence[np.ndarray], conf: np.ndarray, frames: Sequence[Frame]) -> Matches:

@@ -199,6 +199,27 @@ def test_configuration_comes_with_the_weights(tmp_path):
         gim_jax.load_matcher("loftr_tiny", tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize(
+    "name, key, value",
+    [
+        ("loftr_tiny", "temperature", 0.0),
+        ("loftr_tiny", "fine_window_size", 0),
+        ("loftr_tiny", "fine_window_size", -3),
+        ("loftr_tiny", "block_dims", [16, 24, -48]),
+        ("loftr_tiny", "initial_dim", 0),
+        ("superglue_rootsift", "num_layers", 10**9),
+        ("lightglue_sift", "num_layers", 10**9),
+        ("dkm_tiny", "blocks", [3, 4, 10**9, 3]),
+        ("dkm_tiny", "num_hidden", 10**9),
+    ],
+)
+def test_configurations_of_a_file_that_make_no_network_name_it(tmp_path, name, key, value):
+    meta = {"model": MODELS[name].family, "config": {key: value}}
+    store.save(tmp_path / "w.safetensors", {"params": {"x": np.zeros(3, np.float32)}}, meta)
+    with pytest.raises(ValueError, match=r"w\.safetensors: "):
+        gim_jax.load_matcher(name, tmp_path / "w.safetensors")
+
+
 def test_picture_is_as_wide_as_both_images():
     picture = viz.draw_matches(IMAGE0, IMAGE1, np.zeros((0, 2)), np.zeros((0, 2)), height=100, gap=10)
     assert picture.shape == (100, 140 + 10 + 140, 3)

@@ -12,6 +12,7 @@ from gim_jax import api, matchers, viz
 from gim_jax.cli.match import parse_settings
 from gim_jax.models import MODELS
 from gim_jax.types import Features
+from gim_jax.weights import store
 from tests.test_api import SMALL, random_variables, same
 
 RNG = np.random.default_rng(0)
@@ -184,11 +185,44 @@ def test_a_certain_identity_draws_the_same_image_twice():
         ({"block_dims": [16, "x"]}, "settings: block_dims: found"),
         ({"dtype": "float8"}, "dtype: found 'float8'"),
         ({"batch_size": 0}, "batch_size: found 0, expected at least 1"),
+        ({"thr": -0.5}, "settings: thr: found -0.5, expected 0 to 1"),
+        ({"thr": float("nan")}, "settings: thr: found nan"),
+        ({"temperature": 0.0}, "settings: temperature: found 0.0"),
+        ({"coarse_layers": ["self"] * 257}, "settings: coarse_layers: found 257 values, expected at most 256"),
+        ({"initial_dim": 10**9}, "settings: initial_dim: found 1000000000"),
+        ({"fine_window_size": -3}, "weights: its configuration with these settings makes no network: "),
     ],
 )
 def test_settings_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         gim_jax.load_matcher("loftr_tiny", {}, **settings)
+
+
+@pytest.mark.parametrize("key, value", [("ratio", -1.0), ("ratio", float("nan")), ("contrast_threshold", float("nan"))])
+def test_thresholds_of_rootsift_that_cannot_be(key, value):
+    with pytest.raises(ValueError, match=f"settings: {key}: found {value}"):
+        gim_jax.load_matcher("rootsift", **{key: value})
+
+
+def test_given_variables_are_told_apart(tmp_path):
+    """What is kept of one network is not taken for another's."""
+    tree, other = (random_variables(MODELS["loftr_tiny"], **SMALL) for _ in range(2))
+    other["params"]["backbone"]["conv1"]["kernel"][0, 0, 0, 0] += 1
+    store.save(tmp_path / "w.safetensors", tree, {"model": "loftr", "config": SMALL})
+    matcher = gim_jax.load_matcher("loftr_tiny", tmp_path / "w.safetensors")
+    said = [matcher.describe()["weights"]]
+    for variables in (tree, other):
+        matcher.set_variables(variables)
+        said.append(matcher.describe()["weights"])
+    assert len({weights["sha256"] for weights in said}) == 3 and said[1]["file"] is None
+    assert gim_jax.load_matcher("loftr_tiny", tree, **SMALL).describe()["weights"] == said[1]
+
+
+def test_an_image_too_large_for_a_network_is_named(tmp_path):
+    Image.fromarray(np.zeros((8, 17000, 3), np.uint8)).save(tmp_path / "wide.png")
+    matcher = gim_jax.load_matcher("loftr_tiny", random_variables(MODELS["loftr_tiny"]), long_side=None)
+    with pytest.raises(ValueError, match=r"wide\.png: 17000x8 px for the network, expected at most 16384"):
+        matcher(tmp_path / "wide.png", IMAGES[0])
 
 
 def test_settings_reach_parts_of_the_network_and_come_from_the_command_line():
