@@ -9,6 +9,9 @@ import pytest
 
 from gim_jax.cli import main
 from gim_jax.eval import benchmarks, hpatches, in_domain, measure, published
+from gim_jax.image import target_size
+from gim_jax.matchers import Preset
+from gim_jax.models import MODELS
 from gim_jax.types import Matches
 
 K0 = np.array([[500.0, 0, 400], [0, 900, 300], [0, 0, 1]])  # so uneven that every mean is another one
@@ -346,3 +349,20 @@ def test_dkm_runs_at_the_sizes_of_each_protocol(tmp_path):
     assert plan.matcher["size"] == (720, 540) and plan.matcher["upsample_size"] is None
     assert in_domain.MEGADEPTH["dkm"][1] == {"size": (880, 660), "upsample_size": (1536, 1152)}
     assert in_domain.SCANNET["dkm"][1] == {"size": (640, 480), "upsample_size": None}
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["gim_lightglue", "gim_superglue", "superglue_open", "superglue_rootsift", "superglue_outdoor"]
+    + ["lightglue_superpoint", "lightglue_disk"],
+)
+def test_networks_work_at_the_size_of_the_protocol(monkeypatch, model):
+    """Long side 1600, enlarged as well: 1024x683 px become 1600x1067, whatever the model's own rule says."""
+    _, *rest = benchmarks.PRESETS["megadepth1500"]
+    monkeypatch.setitem(benchmarks.PRESETS, "megadepth1500", (lambda root: [], *rest))
+    plan = benchmarks.preset_plan("megadepth1500", "data", model)
+    info = MODELS[model]
+    fields = {**vars(Preset(**info.resize)), **plan.matcher}
+    assert target_size((1024, 683), **Preset(**fields).resize) == (1600, 1067)
+    _, sizes = plan.feeds["MegaDepth-1500"](np.zeros((683, 1024, 3), np.uint8))
+    assert sizes[1] == (1600, 1067)

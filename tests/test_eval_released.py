@@ -176,6 +176,25 @@ def test_compare_prints_both_and_their_difference(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    "path",
+    ["benchmark", *(f"results 0 {name}" for name in ("row", "percent", "percent mean", "residuals", "mean num_lost"))]
+    + [f"results 0 {name}" for name in ("mean auc", "sets 0 num_lost", "sets 0 pairs identifier")],
+)
+def test_a_document_without_what_is_printed_is_named(tmp_path, path):
+    results(tmp_path, *(row(f"s#a#{i}", R=1, t=0) for i in range(3)), name="[T] net  KITTI v1.txt")
+    main(["eval", "--benchmark=zeb", "--from-results", str(tmp_path), "--json", str(tmp_path / "a.json")])
+    document.load(tmp_path / "a.json")
+    content = node = json.loads((tmp_path / "a.json").read_text())
+    *parents, last = path.split()
+    for word in parents:
+        node = node[int(word) if isinstance(node, list) else word]
+    del node[last]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"a\.json: not whole: "):
+        document.load(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
     "text, message",
     [
         ("{", "not JSON"),

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import cv2
 import numpy as np
@@ -15,6 +17,7 @@ from benchmarks.evaluation import arrange, auc5, opencv_errors
 from gim_jax import load_matcher
 from gim_jax.cli import main
 from gim_jax.eval import benchmarks, measure, released, run, zeb
+from gim_jax.eval.measure import Pair, Protocol
 from gim_jax.types import Matches
 
 NAMES = {  # set: (file of a pair, its first two tokens, identifier, images), spec 3.2
@@ -366,3 +369,58 @@ def test_pairs_without_a_baseline_are_left_out_beside(tmp_path, capsys):
     kept = [np.inf if e is None else e for name, e in errors.items() if name != "s0#0#1"]
     assert record["num_without_baseline"] == 1
     assert record["auc_with_baseline"]["5"] == pytest.approx(auc5(kept) / 100)
+
+
+class Identity:
+    """Matches a few points with themselves, and refuses images that are white."""
+
+    batch_size = 2
+
+    def match_batch(self, images):
+        if any(image.min() == 255 for pair in images for image in pair):
+            raise ValueError("image: 20000x20000 px for the network")
+        kpts = np.random.default_rng(0).uniform(0, 60, (30, 2)).astype(np.float32)
+        return [Matches(kpts, kpts + [3, 0], np.ones(30, np.float32), (64, 64), (64, 64)) for _ in images]
+
+
+@pytest.fixture
+def three_pairs(tmp_path):
+    """Pairs of gray images, of which the second has a white one."""
+    T = np.eye(4)
+    T[0, 3] = 1
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for path, value in zip(paths, (90, 91, 255, 93)):
+        cv2.imwrite(str(path), np.full((64, 64, 3), value, np.uint8))
+    return [Pair("a", "b", paths[0], path, 0, 0, None, K, K, T, 1, "s", path.name) for path in paths[1:]]
+
+
+def test_a_pair_that_the_matcher_refuses_is_lost_alone(three_pairs, tmp_path):
+    done = run.run(three_pairs, {}, [Identity], tmp_path / "run", {}, [Protocol()], num_workers=0)
+    assert done.tables[0]["lost"].ravel().tolist() == [False, True, False]
+    assert done.reasons == {1: "image: 20000x20000 px for the network"}
+
+
+def test_a_pair_found_again_is_measured_anew_by_every_protocol(three_pairs, tmp_path, monkeypatch):
+    pairs, folder, first, second = three_pairs[:1], tmp_path / "run", Protocol(), Protocol(threshold_px=1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_read", lambda *_: ValueError("0.png: cannot be read"))
+        assert run.run(pairs, {}, [Identity], folder, {}, [first], num_workers=0).tables[0]["lost"].all()
+    for protocol in (second, first):
+        done = run.run(pairs, {}, [Identity], folder, {}, [protocol], num_workers=0)
+        assert not done.tables[0]["lost"].any() and not done.reasons
+
+
+def test_a_killed_measuring_process_is_said(three_pairs, tmp_path, monkeypatch):
+    class Broken(ThreadPoolExecutor):
+        def submit(self, *_):
+            raise BrokenProcessPool
+
+    monkeypatch.setattr(run, "_executor", lambda num: Broken(1))
+    with pytest.raises(ValueError, match="run: a measuring process was killed"):
+        run.run(three_pairs[:1], {}, [Identity], tmp_path / "run", {}, [Protocol()])
+
+
+def test_a_model_without_a_detector_is_refused(two_sets, tmp_path):
+    plan = benchmarks.zeb_plan(two_sets, "lightglue_aliked")
+    with pytest.raises(ValueError, match="lightglue_aliked detects no keypoints"):
+        benchmarks.evaluate(plan, "lightglue_aliked", folder=tmp_path / "run")

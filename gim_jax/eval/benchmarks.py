@@ -109,9 +109,10 @@ def preset_plan(benchmark: str, root: str | Path, model: str, protocol: str | No
         settings = {"long_side": None}
     elif "short_side" in dict(feed.resize):
         feed, settings = replace(feed, gray=get_model(model).channels == 1), zeb.MATCHER
-    else:  # the network resizes by the protocol's rule, in its own way
+    else:  # the network resizes by the protocol's rule, in its own way; of the model's own rule nothing is left
         feed = replace(feed, inside=True)
-        settings = {**zeb.MATCHER, **dict(feed.resize), **(settings if family in zeb.DENSE_FAMILIES else {})}
+        rule = {**zeb.MATCHER, "upscale": True, "floor": False, **dict(feed.resize)}
+        settings = {**rule, **(settings if family in zeb.DENSE_FAMILIES else {})}
     (name,) = expected
     return Plan(benchmark, read(root), [how], settings, {name: feed}, thresholds, expected)
 
@@ -175,6 +176,8 @@ def evaluate(
     Returns:
       The document, None while other tasks are at work; and what the run did.
     """
+    if get_model(model).features == "given":
+        raise ValueError(f"model: {model} detects no keypoints, so it cannot match images alone")
     make = matchers(model, weights, batch_size, plan.matcher, num_devices)
     first = make[0]()  # it also says what it is
     make[0] = lambda: first

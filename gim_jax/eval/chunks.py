@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gim_jax.data.tfrecord import write_atomic
+from gim_jax.weights.store import BAD_FILE
 
 
 def write_chunk(path: str | Path, arrays: Mapping[str, Any]) -> None:
@@ -23,5 +22,5 @@ def read_chunk(path: str | Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except BAD_FILE as error:
         raise ValueError(f"{path}: not a whole npz file of arrays: {error}") from error

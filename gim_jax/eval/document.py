@@ -182,7 +182,7 @@ def load(path: str | Path) -> dict[str, Any]:
     """Read a document.
 
     Raises:
-      ValueError: no such file, not JSON, not of this format, a set without figures.
+      ValueError: no such file, not JSON, not of this format, without what the tables of `compare` print.
     """
     path = Path(path)
     if not path.is_file():
@@ -197,14 +197,28 @@ def load(path: str | Path) -> dict[str, Any]:
     if found != FORMAT:
         raise ValueError(f"{path}: found format {found!r}, expected {FORMAT!r}")
     try:
+        _ = str(content["benchmark"])
         for result in content["results"]:
-            _ = str(result["method"]), result["mean"]["complete"], list(result["notes"])
+            mean, percent = result["mean"], _numbers(result["percent"])
+            _ = str(result["method"]), result["row"], list(result["notes"]), mean["complete"], percent["mean"]
+            _ = [int(mean[name]) for name in ("num_sets", "num_pairs", "num_lost")], _numbers(mean["auc"])
+            _ = [_numbers(row) for row in result["residuals"].values()]
             if not result["sets"]:
                 raise KeyError("sets")
             for record in result["sets"]:
-                _ = str(record["set"]), int(record["num_pairs"]), {k: float(v) for k, v in record["auc"].items()}
-                if len(errors_of(record)) != record["num_pairs"] * record.get("num_repeats", 1):
-                    raise ValueError(f"{record['set']}: {len(record['pairs']['error'])} errors of its pairs")
+                _ = str(record["set"]), _numbers(record["auc"])
+                _ = [int(record[name]) for name in ("num_failures", "num_lost")]
+                num = int(record["num_pairs"]) * record.get("num_repeats", 1)
+                for name, found in (("error", errors_of(record)), ("identifier", record["pairs"]["identifier"])):
+                    if len(found) != num:
+                        raise ValueError(f"{record['set']}: pairs.{name}: found {len(found)}, expected {num}")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: not whole: {error!r}") from error
     return content
+
+
+def _numbers(node: Mapping[str, Any]) -> dict[str, float]:
+    """Return figures by name, at least one."""
+    if not node:
+        raise ValueError("found no figures")
+    return {name: float(value) for name, value in node.items()}

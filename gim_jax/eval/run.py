@@ -175,14 +175,14 @@ def run(
                 while ahead is not None:
                     (index, images), ahead = ahead, start(decoders)
                     if images is not None:
-                        for out in files[index][1]:
-                            out.unlink(missing_ok=True)
+                        for out in folder.glob(f"measures-*/{files[index][0].name}"):  # those of other protocols, too
+                            out.unlink()
                         matcher = matcher or make()
                         _match_chunk(pairs[slice(*spans[index])], feeds, images, matcher, files[index][0])
                     measure(index)
 
-        _in_threads(work, matchers, state)
         try:
+            _in_threads(work, matchers, state)
             for future in state.futures:
                 future.result()
         except BrokenProcessPool as error:
@@ -267,6 +267,14 @@ def _read(path: Path, turns: int, feed: Feed):
     return feed(np.ascontiguousarray(np.rot90(image, turns)))
 
 
+def _match(matcher: Any, images: Sequence[tuple[Any, Any]]) -> list[Any]:
+    """Match pairs of images; a ValueError stands for a pair that the matcher refuses, such as one of a huge image."""
+    try:
+        return matcher.match_batch(images) if images else []
+    except ValueError as error:
+        return [error] if len(images) == 1 else [found for pair in images for found in _match(matcher, [pair])]
+
+
 def _match_chunk(
     pairs: Sequence[Pair], feeds: Mapping[str, Feed], images: Mapping[tuple, Future], matcher: Any, path: Path
 ) -> None:
@@ -275,15 +283,16 @@ def _match_chunk(
     fed = [[images[_key(pair, side)].result() for side in (0, 1)] for pair in pairs]
     faults = [next((item for item in both if isinstance(item, ValueError)), None) for both in fed]
     there = [(both[0][0], both[1][0]) for both, fault in zip(fed, faults) if fault is None]
-    found = iter(matcher.match_batch(there) if there else ())
+    found = iter(_match(matcher, there))
     sizes = np.zeros((len(pairs), 2, 3, 2), np.int32)
     kpts: tuple[list, list] = ([], [])
     conf = []
     for index, (pair, both, fault) in enumerate(zip(pairs, fed, faults)):
+        if fault is None and isinstance(matches := next(found), ValueError):
+            fault = faults[index] = matches
         if fault is not None:
             points, conf_here = [np.zeros((0, 2), np.float32)] * 2, np.zeros(0, np.float32)
         else:
-            matches = next(found)
             points, conf_here = [matches.kpts0, matches.kpts1], matches.conf
             sizes[index] = both[0][1], both[1][1]
             if feeds.get(pair.set, Feed()).inside:  # into the pixels in which the matcher worked

@@ -84,8 +84,7 @@ def read_set(root: str | Path, name: str) -> list[Pair]:
     """Read the pairs of a set, sorted by scene and the text of the line, as the official code sorts them.
 
     Raises:
-      ValueError: naming file and line: see `pairs.parse`; a file's name that does not begin with its scene or leaves
-        its folder; two files of one pair; no pair.
+      ValueError: naming file and line: see `pairs.parse`; a name that leaves its folder; two files of a pair; no pair.
     """
     zeb, folder = SETS[name], Path(root) / SETS[name].folder
     if not folder.is_dir():
