@@ -41,7 +41,10 @@ def read_image(source: Any, *, exif: bool = True) -> np.ndarray:
     if isinstance(source, Image.Image):
         try:
             source = ImageOps.exif_transpose(source) if exif else source
-            array = np.asarray(source if source.mode.startswith("I;16") else source.convert("RGB"))
+            if source.mode in ("I", "F"):  # no telling what is white
+                raise ValueError(f"PIL image: found mode {source.mode}, expected 8 or 16 bits a channel")
+            deep = source.mode.startswith("I;16")
+            array = np.asarray(source).astype(np.uint16) if deep else np.asarray(source.convert("RGB"))
         except OSError as error:  # opened lazily, found truncated now
             raise ValueError(f"PIL image {getattr(source, 'filename', '')}: {error}") from error
         return _to_rgb(array, "PIL image")

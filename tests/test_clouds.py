@@ -1,5 +1,8 @@
 """Point cloud files: every format gives the points that were written, and damage is named."""
 
+import io
+import struct
+
 import numpy as np
 import pytest
 
@@ -85,6 +88,12 @@ def test_lzf_copies_repeat_what_they_just_wrote():
     assert decompress_lzf(bytes([1]) + b"ab" + bytes([7 << 5, 0, 1]), 11) == b"abababababa"
 
 
+def npy_header(shape) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
 BAD = {
     "short.ply": (FILES["little.ply"][:-1], "44 bytes of points, expected 45"),
     "short.pcd": (FILES["binary.pcd"][:-1], "47 bytes of points, expected 48"),
@@ -100,6 +109,8 @@ BAD = {
     "huge.pcd": (FILES["binary.pcd"].replace(b"WIDTH 3", b"WIDTH 999999999999"), "the file is truncated"),
     "empty.npy": (b"", "cannot be read as NPY"),
     "pickle.npy": (b"\x80\x04K\x01.", "allow_pickle"),
+    "zip.npy": (b"PK\x03\x04" + b"x" * 100, "cannot be read as NPY"),
+    "huge.npy": (npy_header((10**12, 3)), "cannot be read as NPY"),
     "a.xyz": (b"", "found the ending '.xyz', expected one of .ply, .pcd"),
 }
 
@@ -112,3 +123,25 @@ def test_damage_is_named(tmp_path, name):
         read_cloud(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value) and message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "offset, value, message",
+    [
+        (100, struct.pack("<I", 1 << 24), "found 16777216 records and 3 points of 26 bytes"),
+        (107, struct.pack("<I", 0x7FFFFFFF), "found 0 records and 2147483647 points of 26 bytes"),
+        (24, bytes([9, 9]), "cannot be read as LAS"),  # the version
+        (104, bytes([0x82]), "cannot be read as LAS"),  # compressed
+        (0, b"LAZF", "found no header"),
+    ],
+)
+def test_a_las_header_is_not_believed(tmp_path, offset, value, message):
+    laspy = pytest.importorskip("laspy", reason="laspy is not installed: pip install 'gim-jax[clouds]'")
+    las = laspy.create(point_format=2, file_version="1.2")
+    las.x, las.y, las.z = POINTS.astype(float).T
+    las.write(tmp_path / "a.las")
+    data = bytearray((tmp_path / "a.las").read_bytes())
+    data[offset : offset + len(value)] = value
+    (tmp_path / "a.las").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"a\.las: .*{message}"):
+        read_cloud(tmp_path / "a.las")

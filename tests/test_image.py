@@ -78,6 +78,12 @@ def test_arrays_and_pil():
     np.testing.assert_array_equal(im.read_image(Image.fromarray(RGB)), RGB)
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_pil_images_without_a_white_are_refused(kind):
+    with pytest.raises(ValueError, match=r"PIL image: found mode [IF], expected 8 or 16 bits"):
+        im.read_image(Image.fromarray(np.full((4, 5), 1000, kind)))
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 3), (20, 20000, 3)])
 def test_extreme_sizes_are_images(shape):
     assert im.read_image(np.zeros(shape, np.uint8)).shape == shape

@@ -86,7 +86,7 @@ def test_inloc_finds_a_camera_among_scans(tmp_path):
 
     from gim_jax.image import encode_jpeg
 
-    query, name = "query/iphone7/q.JPG", "database/cutouts/DUC1/024/a.jpg"
+    query, name = "query/iphone7/q.JPG", "database/cutouts/DUC1/024/DUC_cutout_024_0_0.jpg"
     for path, size in ((query, (3024, 4032)), (name, (120, 160))):
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).write_bytes(encode_jpeg(np.zeros((*size, 3), np.uint8), 50))
@@ -97,7 +97,7 @@ def test_inloc_finds_a_camera_among_scans(tmp_path):
     folder.mkdir(parents=True)
     shift = np.array([10.0, 20, 30])
     rows = [" ".join(map(str, [*np.eye(3)[i], shift[i]])) for i in range(3)] + ["0 0 0 1"]
-    (folder / "DUC1_trans_024.txt").write_text("\n".join(["-"] * 7 + rows))
+    (folder / "DUC_trans_024.txt").write_text("\n".join(["-"] * 7 + rows))
 
     class Oracle:
         info = SimpleNamespace(family="dkm")
@@ -117,3 +117,18 @@ def test_inloc_finds_a_camera_among_scans(tmp_path):
     assert found.num_inliers == 200
     np.testing.assert_allclose(found.cam_from_world[:3, :3], np.eye(3), atol=1e-4)
     np.testing.assert_allclose(found.cam_from_world[:3, 3], [-12, -21.5, -30], atol=1e-3)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "changed", "text"])
+def test_a_damaged_scan_is_named(tmp_path, damage):
+    from scipy.io import savemat
+
+    name = "database/cutouts/DUC1/024/DUC_cutout_024_0_0.jpg"
+    path = tmp_path / f"{name}.mat"
+    path.parent.mkdir(parents=True)
+    savemat(path, {"XYZcut": np.random.default_rng(0).normal(size=(20, 30, 3))}, do_compression=True)
+    data = path.read_bytes()
+    changed = data[:160] + bytes(100) + data[260:]
+    path.write_bytes({"empty": b"", "cut": data[:200], "changed": changed, "text": b"404: Not Found" * 20}[damage])
+    with pytest.raises(ValueError, match=r"024_0_0\.jpg\.mat: found no scan XYZcut: .+"):
+        inloc.scan_points(tmp_path, name, np.ones((1, 2)))

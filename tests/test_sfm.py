@@ -148,6 +148,16 @@ def test_exif_orientation_is_undone(tmp_path):
     np.testing.assert_allclose(kpts1, [[470, 20]])
 
 
+@pytest.mark.parametrize("orientation, turns", [(0, 0), (9, 0), (3, 2), (8, 1)])
+def test_undefined_exif_orientations_are_upright(tmp_path, orientation, turns):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (64, 48)).save(tmp_path / "0.jpg", exif=exif)
+    assert sfm.stored_turns(tmp_path / "0.jpg") == (turns, (64, 48))
+
+
 def test_images_of_one_size_and_focal_length_share_a_camera(tmp_path):
     import pycolmap
     from PIL import Image

@@ -128,3 +128,19 @@ def test_horizon_is_refused():
     image = np.zeros((100, 100, 3), np.uint8)
     with pytest.raises(ValueError, match="reaches the horizon"):
         panorama(image, image, np.array([[1.0, 0, 0], [0, 1, 0], [-0.011, 0, 1]]))
+
+
+@pytest.mark.parametrize("bad", [np.zeros((3, 3)), np.eye(3)[:2], np.diag([100, np.nan, 1]), np.diag([100, -100, 1])])
+def test_intrinsics_that_are_none_are_named(bad):
+    matches, *_ = world()
+    with pytest.raises(ValueError, match=r"^K1: found"):
+        two_view.reconstruct(matches, K, bad)
+
+
+def test_panorama_in_strips_is_the_same(monkeypatch):
+    rng = np.random.default_rng(0)
+    image0, image1 = (rng.integers(0, 255, (60, 50, 3), np.uint8) for _ in range(2))
+    H = np.array([[1.1, 0.05, -20], [0.02, 0.95, 12], [1e-4, -5e-5, 1]])
+    whole = panorama(image0, image1, H)[0]
+    monkeypatch.setattr("gim_jax.tasks.panorama.ROWS", 7)
+    np.testing.assert_array_equal(panorama(image0, image1, H)[0], whole)

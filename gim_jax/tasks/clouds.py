@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from gim_jax.data.tfrecord import write_atomic
 from gim_jax.tasks import load_extra
+from gim_jax.weights.store import BAD_FILE
 
 MAX_HEADER = 1 << 16  # bytes of a PLY or PCD header; real ones are below a thousand
 PLY_TYPES = {
@@ -19,6 +21,7 @@ PLY_TYPES = {
 }  # paulbourke.net/dataformats/ply
 PLY_FORMATS = {"ascii": "=", "binary_little_endian": "<", "binary_big_endian": ">"}
 PCD_TYPES = {"F": "f", "U": "u", "I": "i"}  # pointclouds.org, the PCD file format
+MAX_LAZ_RATIO = 200  # of points packed; scans shrink five- to twentyfold
 PCD_DATA = ("ascii", "binary", "binary_compressed")
 
 
@@ -227,14 +230,32 @@ def decompress_lzf(data: bytes, size: int) -> bytes:
     return bytes(out)
 
 
+def _check_las(path: Path) -> None:
+    """Refuse a LAS header that counts more than the file can hold: laspy takes its word (ASPRS LAS 1.4 R15)."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(255)
+    if len(head) < 227 or head[:4] != b"LASF":
+        raise ValueError("cannot be read as LAS: found no header")
+    num_records, kind, length, num = struct.unpack_from("<IBHI", head, 100)
+    num_extended = 0
+    if head[25] >= 4 and len(head) == 255:
+        num_extended, num = struct.unpack_from("<IQ", head, 243)
+    growth = MAX_LAZ_RATIO if kind & 0x80 else 1  # the bit that laszip sets
+    if num_records * 54 + num_extended * 60 > size or num * length > growth * size:
+        found = f"{num_records + num_extended} records and {num} points of {length} bytes"
+        raise ValueError(f"cannot be read as LAS: found {found} in a file of {size} bytes")
+
+
 def _read_las(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     laspy = load_extra("laspy", "clouds")
+    _check_las(path)
     try:
         las = laspy.read(path)
         points = np.asarray(las.xyz, np.float64)
         names = set(las.point_format.dimension_names)
-    except (laspy.errors.LaspyException, OSError, EOFError, IndexError, OverflowError) as error:
-        raise ValueError(f"cannot be read as LAS: {error}") from error
+    except (*BAD_FILE, laspy.errors.LaspyException) as error:
+        raise ValueError(f"cannot be read as LAS: {str(error) or type(error).__name__}") from error
     if not {"red", "green", "blue"} <= names:
         return points, None
     colors = np.stack([las.red, las.green, las.blue], 1)
@@ -244,8 +265,8 @@ def _read_las(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 def _read_npy(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         array = np.load(path, allow_pickle=False)
-    except (EOFError, OSError) as error:
-        raise ValueError(f"cannot be read as NPY: {error}") from error
+    except BAD_FILE as error:
+        raise ValueError(f"cannot be read as NPY: {str(error) or type(error).__name__}") from error
     if (
         not isinstance(array, np.ndarray)
         or array.ndim != 2

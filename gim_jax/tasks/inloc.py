@@ -1,7 +1,8 @@
 """InLoc (Taira et al., CVPR 2018; GIM table 5) by hloc's protocol: no model, every database image carries its scan.
 
-Layout of the data set: `query/iphone7/NAME.JPG`, `database/cutouts/<building>/<scan>/NAME.jpg` with `NAME.jpg.mat`
-(XYZcut [H, W, 3]) beside it, `database/alignments/<building>/transformations/<building>_trans_<scan>.txt`.
+Layout of the data set: `query/iphone7/NAME.JPG`, `database/cutouts/<floor>/<scan>/NAME.jpg` with `NAME.jpg.mat`
+(XYZcut [H, W, 3]) beside it, `database/alignments/<floor>/transformations/<building>_trans_<scan>.txt`; the building is
+the first three letters of NAME: the floor DUC1 has DUC_cutout_024_0_0.jpg and DUC_trans_024.txt.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from typing import Any
 
 import numpy as np
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
 from gim_jax.image import image_size
 from gim_jax.tasks import sfm
 from gim_jax.tasks.localize import Located, solve_pnp
+from gim_jax.weights.store import BAD_FILE
 
 FOCAL_PX = 4032 * 28 / 36  # iPhone 7: 28 mm equivalent, 4032 px wide (hloc localize_inloc.py)
 MAX_ERROR_PX = 48.0  # hloc localize_inloc.py
@@ -64,13 +67,15 @@ def scan_points(dataset: Path, name: str, kpts: np.ndarray) -> tuple[np.ndarray,
     path = dataset / f"{name}.mat"
     try:
         scan = np.asarray(loadmat(path)["XYZcut"], np.float64)
-    except (OSError, KeyError, ValueError, NotImplementedError, TypeError) as error:
-        raise ValueError(f"{path}: found no scan XYZcut: {error}") from error
+    except (*BAD_FILE, MatReadError) as error:
+        raise ValueError(f"{path}: found no scan XYZcut: {str(error) or type(error).__name__}") from error
     if scan.ndim != 3 or scan.shape[2] != 3 or min(scan.shape[:2]) < 2:
         raise ValueError(f"{path}: XYZcut: found shape {scan.shape}, expected [H, W, 3]")
-    building, scan_id = Path(name).parts[-3:-1]
-    root = dataset / "database" / "alignments" / building / "transformations"
-    T = read_transform(root / f"{building.split('_')[0]}_trans_{scan_id}.txt")
+    if len(Path(name).parts) < 3:
+        raise ValueError(f"{name}: expected a database image as database/cutouts/<floor>/<scan>/NAME.jpg")
+    floor, scan_id, image = Path(name).parts[-3:]
+    root = dataset / "database" / "alignments" / floor / "transformations"
+    T = read_transform(root / f"{image[:3]}_trans_{scan_id}.txt")
     points, valid = interpolate_scan(scan, kpts)
     homogeneous = points @ T[:3, :3].T + T[:3, 3]
     return homogeneous / (points @ T[3, :3] + T[3, 3])[:, None], valid

@@ -196,18 +196,19 @@ def localize(
     if anchor_px is None:
         anchor_px = 1.0 if sfm.merge_radius(matcher) == 0 else 4.0
     pairs = [(query, name) for query in cameras for name in retrieved.get(query, ()) if name in seen]
-    found = sfm.match_all(query_folder, pairs, matcher, cache, progress, folder1=folder)
+    found = dict(zip(pairs, sfm.match_all(query_folder, pairs, matcher, cache, progress, folder1=folder)))
     results = {}
     for query, camera in cameras.items():
         places, points, num_matches = [], [], 0
-        for (name0, name1), (kpts0, kpts1, _) in zip(pairs, found):
-            if name0 != query or not len(kpts0):
+        for name in retrieved.get(query, ()):
+            kpts0, kpts1, _ = found.get((query, name), ((), (), ()))
+            if not len(kpts0):
                 continue
             num_matches += len(kpts0)
-            distance, nearest = trees[name1].query(kpts1)
+            distance, nearest = trees[name].query(kpts1)
             near = distance <= anchor_px
             places.append(kpts0[near])
-            points.append(seen[name1][1][nearest[near]])
+            points.append(seen[name][1][nearest[near]])
         rows = np.concatenate([np.concatenate(places), np.concatenate(points)], 1) if places else np.zeros((0, 5))
         rows = np.unique(rows, axis=0)  # one point may come from several database images
         pose, num_inliers, reason = solve_pnp(rows[:, :2], rows[:, 2:], camera, max_error_px)

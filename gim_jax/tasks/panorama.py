@@ -9,6 +9,7 @@ from gim_jax import geometry
 from gim_jax.image import size_of
 
 MAX_CANVAS = 12_000  # px of a side; a plane seen at a grazing angle reaches to infinity
+ROWS = 256  # of the canvas at once: on the way a pixel takes some 130 bytes
 CORNERS = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
 
 
@@ -71,12 +72,14 @@ def panorama(
             "homography: image 0 reaches the horizon of image 1, there is no panorama of both in one plane"
         )
     width, height = (high - low).astype(int).tolist()
-    colors, weights = zip(
-        warp_image(image0, H, (width, height), low), warp_image(image1, np.eye(3), (width, height), low)
-    )
-    total = np.maximum(weights[0] + weights[1], 1e-9)[..., None]
-    blended = (colors[0] * weights[0][..., None] + colors[1] * weights[1][..., None]) / total
+    blended = np.zeros((height, width, 3), np.uint8)
+    for top in range(0, height, ROWS):
+        size, offset = (width, min(ROWS, height - top)), low + [0, top]
+        colors, weights = zip(warp_image(image0, H, size, offset), warp_image(image1, np.eye(3), size, offset))
+        total = np.maximum(weights[0] + weights[1], 1e-9)[..., None]
+        mixed = (colors[0] * weights[0][..., None] + colors[1] * weights[1][..., None]) / total
+        blended[top : top + ROWS] = np.rint(mixed)
     warped, weight = warp_image(image0, H, size_of(image1))
     gray0, gray1 = (image @ np.array([0.299, 0.587, 0.114]) for image in (warped, image1))
     overlay = np.where((weight > 0)[..., None], np.stack([gray0, gray1, gray1], -1), image1 / 2)
-    return np.rint(blended).astype(np.uint8), np.rint(overlay).astype(np.uint8)
+    return blended, np.rint(overlay).astype(np.uint8)

@@ -23,6 +23,7 @@ from gim_jax.tasks import load_extra
 from gim_jax.tasks.image_pairs import Pairs
 from gim_jax.tasks.two_view import draw_points
 from gim_jax.viz import side_by_side
+from gim_jax.weights.store import BAD_FILE
 
 ORIENTATION = 0x0112  # EXIF tag
 QUARTER_TURNS = {1: 0, 3: 2, 6: 3, 8: 1}  # EXIF orientation -> anticlockwise turns that make the stored image upright
@@ -48,6 +49,7 @@ def stored_turns(path: str | Path) -> tuple[int, tuple[int, int]]:
             orientation, size = image.getexif().get(ORIENTATION, 1), image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not an image that can be read: {error}") from error
+    orientation = orientation if orientation in range(1, 9) else 1  # undefined ones are upright for OpenCV, too
     if orientation not in QUARTER_TURNS:
         raise ValueError(f"{path}: found the mirrored EXIF orientation {orientation}, expected 1, 3, 6 or 8")
     return QUARTER_TURNS[orientation], size
@@ -83,7 +85,7 @@ def match_all(
             text = "\n".join([key, *pair, *(f"{stamp.st_size} {stamp.st_mtime_ns}" for stamp in stamps)])
             path = files[index] = Path(cache) / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
             if path.is_file():
-                with contextlib.suppress(ValueError, OSError, KeyError), np.load(path, allow_pickle=False) as data:
+                with contextlib.suppress(*BAD_FILE), np.load(path, allow_pickle=False) as data:
                     found[index] = (data["kpts0"], data["kpts1"], data["conf"])
     missing = [index for index, item in enumerate(found) if item is None]
     sources = [tuple(f / name for f, name in zip(folders, pairs[index])) for index in missing]
@@ -160,7 +162,7 @@ def write_database(
         options.camera_params = ",".join(f"{value:.17g}" for value in camera_params)
     groups: dict[Any, list[str]] = {}
     for name in sorted(keypoints):  # COLMAP's own "auto" shares no camera where EXIF names none
-        groups.setdefault(_camera_of(Path(folder) / name) if cameras == "auto" else None, []).append(name)
+        groups.setdefault(_camera_of(pycolmap, Path(folder) / name) if cameras == "auto" else None, []).append(name)
     mode = getattr(pycolmap.CameraMode, "SINGLE" if cameras == "auto" else cameras.upper().replace("-", "_"))
     pycolmap.Database.open(str(path)).close()
     for names in groups.values():
@@ -185,9 +187,9 @@ def write_database(
         pycolmap.verify_matches(str(path), str(listing), options=verification_options(pycolmap))
 
 
-def _camera_of(path: Path) -> tuple[Any, ...]:
+def _camera_of(pycolmap: Any, path: Path) -> tuple[Any, ...]:
     """Return what images of one camera have in common: width, height, EXIF's focal length or None."""
-    camera = quiet_pycolmap().infer_camera_from_image(str(path))
+    camera = pycolmap.infer_camera_from_image(str(path))
     return camera.width, camera.height, camera.mean_focal_length() if camera.has_prior_focal_length else None
 
 

@@ -136,9 +136,15 @@ def reconstruct(
       threshold_px: inlier distance of the essential matrix.
       max_reprojection_px: a point farther from either match is dropped.
       min_angle_deg: a point under a smaller angle between its rays is dropped, its depth is uncertain.
+
+    Raises:
+      ValueError: intrinsics of one image alone, of another shape, not finite or without positive focal lengths.
     """
     if (K0 is None) != (K1 is None):
         raise ValueError("K0, K1: found one of them, expected both or none")
+    for name, K in () if K0 is None else (("K0", K0), ("K1", K1)):
+        if np.shape(K) != (3, 3) or not np.isfinite(K).all() or min(np.diag(K)) <= 0:
+            raise ValueError(f"{name}: found {np.asarray(K).tolist()}, expected [3, 3] with positive focal lengths")
     known = K0 is not None
     longer = max(matches.size0 + matches.size1)
     focals = [None] if known else [factor * longer for factor in FOCALS]
