@@ -113,7 +113,9 @@ def check_labellers(config) -> None:
             raise ValueError(
                 f"labellers: {name} has no networks.{name}; name it as in --config=configs/label.py:{name}"
             )
-        weights = config.networks[name].weights
+        weights, long_side = config.networks[name].weights, config.networks[name].long_side
+        if long_side < 0:
+            raise ValueError(f"networks.{name}.long_side: found {long_side}, expected 0 px or more")
         if not weights:
             source = MODELS[name].weights_source
             raise ValueError(f"labellers: {name} needs --config.networks.{name}.weights=FILE; source: {source}")

@@ -187,10 +187,13 @@ def test_unknown_settings_are_refused(tmp_path, capsys):
     "setting",
     ["every_frames=0", "every_seconds=nan", "max_seconds=nan", "long_side=-3", "base_steps=()", "base_steps=(0,1)",
      "base_steps=(1,1)", "threshold_size=(0,0)", "threshold_size=(640,)", "threshold_px=nan", "threshold_px=0.0",
-     "confidence=1.0", "workers=-1", "batch_size=0", "clip_samples=0", "jpeg_quality=500", "min_matches=-5"],
+     "networks.loftr_outdoor.long_side=-1", "confidence=1.0", "workers=-1", "batch_size=0", "clip_samples=0",
+     "jpeg_quality=500", "min_matches=-5"],
 )  # fmt: skip
 def test_settings_out_of_range_are_named_before_any_video(tmp_path, capsys, setting):
-    assert cli.main(["label", "v.mp4", "--out", str(tmp_path / "o"), f"--config.{setting}"]) == 2
+    argument = ":loftr_outdoor" if "networks" in setting else ""
+    command = ["label", "v.mp4", "--out", str(tmp_path / "o"), f"--config=configs/label.py{argument}"]
+    assert cli.main([*command, f"--config.{setting}"]) == 2
     error = capsys.readouterr().err
     assert setting.split("=")[0] + ": found" in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
 
