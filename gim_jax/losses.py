@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from gim_jax.ops import assignment, sampling
 from gim_jax.ops.precision import at_least_float32
+from gim_jax.supervision import UNMATCHED
 
-UNMATCHED, IGNORE = -1, -2
 EPS = 1e-6  # LoFTR's confidences are kept in [EPS, 1 - EPS], as in the official code
 
 

@@ -13,7 +13,7 @@ from jax import numpy as jnp
 
 from gim_jax.losses import masked_mean
 from gim_jax.ops.sampling import bilinear, grid_sample
-from gim_jax.supervision import warp_homography
+from gim_jax.supervision import nearest_depth, reproject, warp_homography
 
 CERTAINTY_WEIGHT = 0.01  # of the certainty's cross-entropy beside the distance
 LOCAL_STRIDE = 8  # from here on, pixels count only where the stride before was close
@@ -28,15 +28,6 @@ def pixel_centers(shape: tuple[int, int], image_shape: tuple[int, int]) -> np.nd
         (np.arange(width) + 0.5) * image_width / width, (np.arange(height) + 0.5) * image_height / height
     )
     return np.stack([x, y], -1).reshape(-1, 2).astype(np.float32)
-
-
-def project(points, depth, T, K0, K1):
-    """Move points [B, N, 2] px with `depth` [B, N] into the other camera: px [B, N, 2] and depth [B, N] there."""
-    rays = jnp.concatenate([points, jnp.ones_like(points[..., :1])], -1) * depth[..., None]
-    camera = jnp.einsum("bij,bnj->bni", jnp.linalg.inv(K0), rays, precision="highest")
-    moved = jnp.einsum("bij,bnj->bni", T[:, :3, :3], camera, precision="highest") + T[:, None, :3, 3]
-    projected = jnp.einsum("bij,bnj->bni", K1, moved, precision="highest")
-    return projected[..., :2] / (projected[..., 2:] + 1e-4), moved[..., 2]
 
 
 def depth_targets(shape: tuple[int, int], depth0, depth1, T, K0, K1):
@@ -55,7 +46,7 @@ def depth_targets(shape: tuple[int, int], depth0, depth1, T, K0, K1):
     batch, height, width = depth0.shape
     points = jnp.broadcast_to(pixel_centers(shape, (height, width)), (batch, shape[0] * shape[1], 2))
     z0 = bilinear(depth0[..., None], points - 0.5)[..., 0]
-    moved, z = project(points, z0, T, K0, K1)
+    moved, z = reproject(points, z0, T, K0, K1)
     size1 = jnp.asarray([depth1.shape[2], depth1.shape[1]], jnp.float32)
     inside = ((moved > 0) & (moved < size1 - 1)).all(-1)
     target = 2 * moved / size1 - 1
@@ -96,7 +87,7 @@ def gim_depth_targets(shape: tuple[int, int], batch: dict, image_shape: tuple[in
     points = jnp.asarray(pixel_centers(shape, image_shape) - (0 if released else 0.5))  # from here on pixel centres
     points = (points + offset0) * scale0
     z0 = nearest_depth(batch["depth0"], points)
-    moved, z = project(points, z0, batch["T_0to1"], batch["K0"], batch["K1"])
+    moved, z = reproject(points, z0, batch["T_0to1"], batch["K0"], batch["K1"])
     size1 = batch["imsize1"][:, None, ::-1].astype(jnp.float32)
     inside = ((moved > 0) & (moved < size1 - 1)).all(-1)
     z1 = nearest_depth(batch["depth1"], moved)
@@ -110,15 +101,6 @@ def gim_depth_targets(shape: tuple[int, int], batch: dict, image_shape: tuple[in
         target = warp_homography(target, batch["Hq_aug"])
     target = normalise_points(target, image_shape, released)
     return target, valid if released else valid & (jnp.abs(target) <= 1).all(-1)
-
-
-def nearest_depth(depth, points):
-    """Read depth [B, H, W] at the pixels nearest to points [B, N, 2]; 0 outside."""
-    height, width = depth.shape[1:]
-    x, y = jnp.moveaxis(jnp.round(points), -1, 0)
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    index = jnp.where(inside, y * width + x, 0).astype(jnp.int32)
-    return jnp.where(inside, jnp.take_along_axis(depth.reshape(len(depth), -1), index, axis=1), 0)
 
 
 def normalise_points(points, shape: tuple[int, int], released: bool):

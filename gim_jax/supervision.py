@@ -16,6 +16,29 @@ from gim_jax import geometry
 COARSE = 8  # px per coarse cell
 
 
+def nearest_depth(depth, points, outside=0.0):
+    """Read depth [B, H, W] at the pixels nearest to points [B, N, 2]; `outside` of the map, a number or [B, 1]."""
+    height, width = depth.shape[1:]
+    x, y = jnp.moveaxis(jnp.round(points), -1, 0)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    index = jnp.where(inside, y * width + x, 0).astype(jnp.int32)
+    return jnp.where(inside, jnp.take_along_axis(depth.reshape(len(depth), -1), index, axis=1), outside)
+
+
+def into_camera(points, depth, T, K_from, K_to):
+    """Move points [B, N, 2] px with `depth` [B, N] into another camera: homogeneous px [B, N, 3] and depth [B, N]."""
+    rays = geometry.to_homogeneous(points) * depth[..., None]
+    camera = jnp.einsum("bij,bnj->bni", jnp.linalg.inv(K_from), rays, precision="highest")
+    moved = jnp.einsum("bij,bnj->bni", T[:, :3, :3], camera, precision="highest") + T[:, None, :3, 3]
+    return jnp.einsum("bij,bnj->bni", K_to, moved, precision="highest"), moved[..., 2]
+
+
+def reproject(points, depth, T, K_from, K_to):
+    """Like `into_camera`, but px [B, N, 2]: of points without depth those of the epipole (LoFTR's and DKM's code)."""
+    projected, z = into_camera(points, depth, T, K_from, K_to)
+    return projected[..., :2] / (projected[..., 2:] + 1e-4), z
+
+
 def warp_depth(points, depth, T, K_from, K_to, released: bool = False):
     """Warp points of one image into another through their depth.
 
@@ -28,18 +51,8 @@ def warp_depth(points, depth, T, K_from, K_to, released: bool = False):
       [B, N, 2] px. Points without depth land on the epipole, as in the official code
       (`src/loftr/utils/geometry.py`): the mutual check of `coarse_targets` sorts them out.
     """
-    height, width = depth.shape[1:]
-    nearest = jnp.round(points).astype(jnp.int32)
-    x, y = nearest[..., 0], nearest[..., 1]
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    index = jnp.where(inside, y * width + x, 0)
-    z = jnp.take_along_axis(depth.reshape(len(depth), -1), index, axis=1)
-    z = z if released else z * inside
-    rays = jnp.concatenate([points, jnp.ones_like(points[..., :1])], -1) * z[..., None]
-    camera = jnp.einsum("bij,bnj->bni", jnp.linalg.inv(K_from), rays, precision="highest")
-    moved = jnp.einsum("bij,bnj->bni", T[:, :3, :3], camera, precision="highest") + T[:, None, :3, 3]
-    projected = jnp.einsum("bij,bnj->bni", K_to, moved, precision="highest")
-    return projected[..., :2] / (projected[..., 2:] + 1e-4)
+    z = nearest_depth(depth, points, depth[:, :1, 0] if released else 0.0)
+    return reproject(points, z, T, K_from, K_to)[0]
 
 
 def warp_homography(points, H):
@@ -216,11 +229,8 @@ def project(points, depth, T, K_from, K_to, size_to):
     Returns:
       [B, N, 2] px; visible [B, N] bool: depth known, in front of the camera and inside the other image.
     """
-    rays = geometry.to_homogeneous(points) * depth[..., None]
-    camera = jnp.einsum("bij,bnj->bni", jnp.linalg.inv(K_from), rays, precision="highest")
-    moved = jnp.einsum("bij,bnj->bni", T[:, :3, :3], camera, precision="highest") + T[:, None, :3, 3]
-    homogeneous = jnp.einsum("bij,bnj->bni", K_to, moved, precision="highest")
-    in_front = moved[..., 2] > 1e-4
+    homogeneous, z = into_camera(points, depth, T, K_from, K_to)
+    in_front = z > 1e-4
     w = homogeneous[..., 2:]
     warped = jnp.where(w != 0, homogeneous[..., :2] / jnp.where(w != 0, w, 1), 0)
     inside = ((warped > 0) & (warped < size_to[:, None] - 1)).all(-1)
