@@ -158,6 +158,34 @@ def test_undefined_exif_orientations_are_upright(tmp_path, orientation, turns):
     assert sfm.stored_turns(tmp_path / "0.jpg") == (turns, (64, 48))
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "xmp.jpg"])
+def test_matches_lie_in_the_image_as_colmap_reads_it(tmp_path, name):
+    """The brightest pixel as a matcher sees it, turned back, is the brightest one of COLMAP's."""
+    import pycolmap
+    from PIL import Image
+
+    from gim_jax.image import read_image
+
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[8:16, 40:48] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    packet = b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    about = {"xmp": packet} if name == "xmp.jpg" else {"exif": exif}
+    Image.fromarray(image).save(tmp_path / name, **about)
+    y, x = (places.mean() for places in np.nonzero(read_image(tmp_path / name)[..., 0] > 128))
+
+    class Fixed(Oracle):
+        def match_pairs(self, sources):
+            kpts = np.array([[x, y]], np.float32)
+            yield Matches(kpts, kpts, np.ones(1, np.float32), SIZE, SIZE)
+
+    [(kpts0, _, _)] = sfm.match_all(tmp_path, [(name, name)], Fixed())
+    theirs = pycolmap.Bitmap.read(str(tmp_path / name), True).to_array()
+    want = [places.mean() for places in np.nonzero(theirs[..., 0] > 128)[::-1]]
+    np.testing.assert_allclose(kpts0[0], want, atol=1)
+
+
 def test_images_of_one_size_and_focal_length_share_a_camera(tmp_path):
     import pycolmap
     from PIL import Image

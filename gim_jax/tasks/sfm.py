@@ -46,8 +46,12 @@ def stored_turns(path: str | Path) -> tuple[int, tuple[int, int]]:
     """
     try:
         with Image.open(path) as image:
+            for key in ("xmp", "XML:com.adobe.xmp"):  # Pillow takes an orientation from there, OpenCV does not
+                image.info.pop(key, None)
             orientation, size = image.getexif().get(ORIENTATION, 1), image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            if image.format == "TIFF":  # for which Pillow gives the upright size
+                size = image.tag_v2[256], image.tag_v2[257]
+    except (OSError, KeyError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not an image that can be read: {error}") from error
     orientation = orientation if orientation in range(1, 9) else 1  # undefined ones are upright for OpenCV, too
     if orientation not in QUARTER_TURNS:
