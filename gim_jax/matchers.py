@@ -295,7 +295,7 @@ class Network(Matcher):
 
         device = jax.config.jax_default_device or jax.local_devices()[0]  # the caller's, for the threads as well
         self.variables = jax.device_put(jax.tree.map(np.asarray, dict(variables)), device)
-        self._weights = {"file": None}
+        self._weights: dict[str, Any] = {"file": None}
 
     @property
     def weights(self) -> dict[str, Any]:

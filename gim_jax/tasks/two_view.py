@@ -142,9 +142,6 @@ def reconstruct(
     """
     if (K0 is None) != (K1 is None):
         raise ValueError("K0, K1: found one of them, expected both or none")
-    for name, K in () if K0 is None else (("K0", K0), ("K1", K1)):
-        if np.shape(K) != (3, 3) or not np.isfinite(K).all() or min(np.diag(K)) <= 0:
-            raise ValueError(f"{name}: found {np.asarray(K).tolist()}, expected [3, 3] with positive focal lengths")
     known = K0 is not None
     longer = max(matches.size0 + matches.size1)
     focals = [None] if known else [factor * longer for factor in FOCALS]
@@ -152,6 +149,9 @@ def reconstruct(
         guess_K(size) if K is None else np.asarray(K, np.float64)
         for size, K in ((matches.size0, K0), (matches.size1, K1))
     ]
+    for name, K in zip(("K0", "K1"), Ks):
+        if K.shape != (3, 3) or not np.isfinite(K).all() or min(np.diag(K)) <= 0:
+            raise ValueError(f"{name}: found {K.tolist()}, expected [3, 3] with positive focal lengths")
     nobody = np.zeros(len(matches), bool)
     counts = {"matches": len(matches)}
 
