@@ -157,7 +157,7 @@ def run(
     ):
         # ---- Start or continue ----
         with _timed(seconds, "start"):
-            start, extra = checkpoints.latest or 0, {"elapsed_s": 0.0}
+            start, extra = checkpoints.latest or 0, dict[str, Any](elapsed_s=0.0)
             if checkpoints.latest is None:
                 state = jax.jit(init, out_shardings=shardings_of(abstract))(jax.random.key(config.seed))
                 if config.init_weights:

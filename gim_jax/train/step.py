@@ -19,8 +19,8 @@ Objective = Callable[..., tuple[jax.Array, dict[str, jax.Array], Any]]
 
 def build_step(
     config: Any, module: nn.Module, objective: Objective, mesh: Mesh
-) -> tuple[Callable[[jax.Array], TrainState], TrainState, Callable]:
-    """Make of a configuration what makes the state, `key -> state`, the state's description, and the training step."""
+) -> tuple[Callable[[jax.Array], TrainState], TrainState, Any]:
+    """Make of a configuration what makes the state, `key -> state`, the state's description, and the jitted step."""
     optim = config.optim
     tx, schedule = make_optimizer(optim, config.num_steps, config.batch_size)
     init = make_init(module, config.data.channels, tx, optim.ema_decay > 0)
