@@ -87,7 +87,8 @@ ROWS = {
     "real_video": Row("gim", ("full", "real")),
 }
 MAIN = ("in_domain", "gim", "no_propagation")
-LONG, TIMES = "_long", 4  # the main rows again with so many times the steps: does the order change?
+LONG, TIMES = "_long", 4  # these rows again with so many times the steps: does the order change?
+LONG_ROWS = (*MAIN, "near_pairs")
 PARTS = {"half": (2, 0), "quarter": (4, 0), "eighth": (8, 0), "one_video": (8, 1)}  # one of so many, at most so many
 LINKS = {"full": [], "no_propagation": ["link_radius_px=0.0"]}
 LINKS |= {"near_pairs": ["link_radius_px=0.0", "base_steps=(1,)"]}  # of the next sampled frame alone
@@ -317,7 +318,7 @@ class Table:
         self.accuracy("rootsift")
         self.accuracy(network)
         self.train(network, "real_video", 0)
-        for row in MAIN:
+        for row in LONG_ROWS:
             self.train(network, row, 0, long=True)
 
     def batches(self) -> None:
