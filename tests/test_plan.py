@@ -123,6 +123,14 @@ def test_schedule_is_that_of_the_configuration_whatever_the_planned_batch(monkey
     assert any(aval.shape == (64, 24, 32, 1) for aval in traced.jaxpr.in_avals)
 
 
+def test_step_of_a_network_with_batch_statistics_lowers_for_gpus(monkeypatch):
+    monkeypatch.setattr(plan, "build", lambda config: (stand_in.StandIn(), stand_in.objective, stand_in.META))
+    found = plan.lower_for_gpu(stand_in.make_config("x", data__depth=False), 8)
+    images, masks, points = 2 * 24 * 32, 2 * 3 * 4, 32 * (2 * 2 * 4 + 4 + 1)
+    assert found["batch_gib"] == 8 * (images + masks + points) / 2**30
+    assert found["saved_gib"] > 0 and found["tflop"] > 0
+
+
 @pytest.mark.parametrize(
     "option, message",
     [("--topology=v9:2x2", "--topology: found 'v9:2x2'"), ("--pairs-per-chip=x", "--pairs-per-chip: found 'x'")],

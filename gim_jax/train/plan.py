@@ -102,17 +102,12 @@ def lower_for_gpu(config: Any, batch_size: int) -> dict[str, Any]:
     _, state, step = build_step(config, module, objective, mesh)
     batch = abstract_batch(config.data, batch_size, mesh)
     export.export(step, platforms=["cuda"])(state, batch)
-    _, saved = jax.eval_shape(
-        lambda params: jax.vjp(
-            lambda p: objective(module, state.replace(params=p).variables(), _zeros(batch), jax.random.key(0), True)[0],
-            params,
-        ),
-        state.params,
-    )
+
+    def forward(state, batch):
+        loss = lambda p: objective(module, state.replace(params=p).variables(), batch, jax.random.key(0), True)[0]  # noqa: E731
+        return jax.vjp(loss, state.params)
+
+    _, saved = jax.eval_shape(forward, state, batch)
     size = lambda tree: sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(tree)) / GIB  # noqa: E731
     flops = count_flops(step.trace(state, batch).jaxpr.jaxpr) / 1e12
     return {"state_gib": size(state), "batch_gib": size(batch), "saved_gib": size(saved), "tflop": flops}
-
-
-def _zeros(batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    return {name: jax.numpy.zeros(a.shape, a.dtype) for name, a in batch.items()}
