@@ -27,6 +27,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             pairs=(),  # of `pairs`: files, a set each
             model=model or "rootsift",
             weights="",
+            set=(),  # settings of the model, such as ("gp_solve=released",)
             batch_size=1,  # pairs per pass through a network
             long_side=placeholder(int),  # px, of `pairs`; None: the model's own
             protocol=placeholder(str),  # dkm, loftr or superglue; None: that of the model's family

@@ -142,13 +142,15 @@ def test_command_writes_json_and_prints_percent(folder, capsys):
 def test_configuration_says_what_the_options_say(folder):
     file = write(folder, LINE)
     outputs = [str(folder / name) for name in ("a.json", "b.json")]
-    options = ["--pairs", str(file), "--threshold", "0.4", "--long-side", "80"]
+    options = ["--pairs", str(file), "--threshold", "0.4", "--long-side", "80", "--set", "ratio=0.7"]
     assert main(["eval", *options, "--json", outputs[0]]) == 0
     settings = [f"--config.pairs=('{file}',)", "--config.threshold=0.4", "--config.long_side=80"]
+    settings.append("--config.set=('ratio=0.7',)")
     assert main(["eval", "--config", "configs/eval.py:pairs", *settings, "--json", outputs[1]]) == 0
     one, two = ([{k: v for k, v in result.items() if k != "seconds"} for result in json.load(open(path))["results"]]
                 for path in outputs)  # fmt: skip
     assert one == two and one[0]["settings"]["protocol"]["threshold_px"] == 0.4
+    assert one[0]["settings"]["model"]["settings"]["ratio"] == 0.7
 
 
 def test_mean_row_is_the_plain_mean_of_sets():
@@ -160,7 +162,10 @@ def test_mean_row_is_the_plain_mean_of_sets():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--benchmark", "zeb", "--pairs", "x"], "--data: found none, expected the folder of zeb"),
+        (["--benchmark", "zeb", "--pairs", "x"], "--pairs: is of pairs, found --benchmark=zeb"),
+        (["--pairs", "PAIRS", "--sets", "KIT"], "--sets: is of zeb, found --benchmark=pairs"),
+        (["--pairs", "PAIRS", "--thresh", "1"], "unknown arguments: --thresh"),
+        (["--pairs", "PAIRS", "--set", "ratioo=0.8"], "ratioo"),
         (["--benchmark", "foo"], "foo is unknown"),
         ([], "found no file"),
         (["--pairs", "/none.txt"], "no such file"),

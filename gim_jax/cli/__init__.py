@@ -35,7 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gim-jax", description="Generalizable image matching in JAX.")
     parser.add_argument("--version", action="store_true", help="print the version and stop")
     sub = parser.add_subparsers(dest="command", metavar="COMMAND")
-    parsers = {name: sub.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
+    parsers = {
+        name: sub.add_parser(name, help=text, description=text, allow_abbrev=False) for name, text in COMMANDS.items()
+    }
     name = next((a for a in argv if not a.startswith("-")), None)
     if name not in COMMANDS:
         if parser.parse_args(argv).version:

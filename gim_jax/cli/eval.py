@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from gim_jax.cli.match import check_writable
+from gim_jax.cli.match import check_writable, parse_settings
 from gim_jax.cli.models import format_table
 from gim_jax.cli.progress import Progress
 from gim_jax.config import load_config
@@ -20,6 +20,7 @@ from gim_jax.eval.compare import one_benchmark, rank_among_published
 from gim_jax.robust import HOMOGRAPHY_METHODS, POSE_METHODS
 
 BENCHMARKS = ("pairs", "zeb", *PRESETS)
+OWN_OPTIONS = {"pairs": ("pairs", "long_side"), "zeb": ("sets", "overlap", "fraction", "released")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="rootsift", help="a name of `gim-jax models` (default: %(default)s)")
     parser.add_argument("--weights", metavar="FILE", help="the model's .safetensors file")
     parser.add_argument("--long-side", type=int, metavar="PX", help="pairs: resize images, instead of the preset")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting of the model, such as gp_solve=released; may be repeated",
+    )
     parser.add_argument("--batch-size", type=int, default=1, help="pairs per pass through a network")
     parser.add_argument("--threshold", type=float, metavar="PX", help="of the estimator (default: the protocol's)")
     parser.add_argument("--method", default="ransac", help="ransac (published), magsac or poselib")
@@ -76,6 +84,16 @@ def run(args: argparse.Namespace) -> int:
         return evaluate(args, plan, Path(folder))
 
 
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse an option of another benchmark, which would be left out of account."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for benchmark, names in OWN_OPTIONS.items():
+        for name in names if benchmark != args.benchmark else ():
+            if (getattr(args, name) or None) != (parser.get_default(name) or None):
+                raise ValueError(f"--{name.replace('_', '-')}: is of {benchmark}, found --benchmark={args.benchmark}")
+
+
 def from_config(args: argparse.Namespace) -> None:
     """Take what is evaluated from a configuration file; an option that says it as well is refused."""
     parser = argparse.ArgumentParser()
@@ -90,6 +108,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     """Read the benchmark's data and say how it is matched and measured; all faults are found here."""
     if args.benchmark not in BENCHMARKS:
         raise ValueError(f"--benchmark: {args.benchmark} is unknown; known: {', '.join(BENCHMARKS)}")
+    check_options(args)
     if args.batch_size < 1:
         raise ValueError(f"--batch-size: found {args.batch_size}, expected at least 1")
     if args.threshold is not None and not args.threshold > 0:
@@ -116,7 +135,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
     if args.method not in methods:
         raise ValueError(f"--method: found {args.method!r}, expected one of {', '.join(methods)}")
     changes = {"method": args.method} | ({"threshold_px": args.threshold} if args.threshold else {})
-    return replace(plan, protocols=[replace(protocol, **changes) for protocol in plan.protocols])
+    matcher = {**plan.matcher, **parse_settings(list(args.set))}
+    return replace(plan, matcher=matcher, protocols=[replace(protocol, **changes) for protocol in plan.protocols])
 
 
 def evaluate(args: argparse.Namespace, plan: Plan, out: Path) -> int:
