@@ -200,6 +200,9 @@ def test_a_cache_made_with_other_settings_is_refused(two_sets, tmp_path, capsys)
     (tmp_path / "other" / "file").touch()
     assert main([*arguments[:-1], str(tmp_path / "other")]) == 2
     assert "the folder holds something else" in capsys.readouterr().err
+    (tmp_path / "other" / "run.json").write_text("[]")
+    assert main([*arguments[:-1], str(tmp_path / "other")]) == 2
+    assert "run.json: found no settings of a run" in capsys.readouterr().err
 
 
 def test_a_damaged_cache_is_named(two_sets, tmp_path, small_chunks):

@@ -291,6 +291,9 @@ def test_commands_refuse_bad_input(world, tmp_path, capsys):
     assert cli.main(["reconstruct", str(tmp_path / "none"), "--out", str(tmp_path / "o")]) == 2
     (tmp_path / "empty").mkdir()
     assert cli.main(["reconstruct", str(tmp_path / "empty"), "--out", str(tmp_path / "o")]) == 2
+    for name in "abc":
+        (tmp_path / "empty" / f"{name}.WebP").touch()
+    assert cli.main(["reconstruct", str(tmp_path / "empty"), "--out", str(tmp_path / "o")]) == 2
     images = str(folder / "images")
     common = ["localize", "--images", images, "--query-images", images, "--out", str(tmp_path / "p.txt")]
     assert cli.main([*common, "--colmap", str(tmp_path)]) == 2
@@ -300,6 +303,7 @@ def test_commands_refuse_bad_input(world, tmp_path, capsys):
     for words in (["--max-error", "-3"], ["--anchor", "nan"], ["--picture", str(tmp_path)]):
         assert cli.main([*common, "--colmap", str(folder / "sparse/0"), *words]) == 2
     error = capsys.readouterr().err
+    assert "a.WebP: COLMAP reads no WebP" in error
     assert "none: no such file or folder" in error and "found no image, expected some" in error
     assert "expected the folder of a COLMAP model" in error and "PINHOLE: found nan, 1.0" in error
     for text in ("--merge: found -1", "--max-keypoints: found 0", "--max-error: found -3", "--anchor: found nan"):

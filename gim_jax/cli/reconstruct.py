@@ -79,6 +79,8 @@ def _many(args: argparse.Namespace) -> int:
     names = image_pairs.list_images(folder)
     if len(names) < 3:
         raise ValueError(f"{folder}: found {len(names)} images, expected three or more")
+    if webp := [name for name in names if name.lower().endswith(".webp")]:
+        raise ValueError(f"{folder / webp[0]}: COLMAP reads no WebP, expected JPEG or PNG")
     pairs, keypoints, matched = match_images(args, folder, names, matcher, out, video)
     write_database(args, folder, pairs, keypoints, matched, out)
     print("mapping with COLMAP", flush=True)

@@ -103,6 +103,8 @@ def claim(folder: str | Path, settings: Mapping[str, Any]) -> None:
         found = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: found no settings of a run")
     if found != wanted:
         other = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
         changes = "; ".join(f"{key}: found {found.get(key)!r}, expected {wanted.get(key)!r}"[:300] for key in other)
