@@ -50,7 +50,7 @@ def label_accuracy(labels: VideoLabels, truth: Truth, levels: dict[str, list[Lev
 def level_errors(level: Level, frames: list[int], truth: Truth) -> tuple[np.ndarray, np.ndarray, int]:
     """Distance from the true point of all labels of an interval: errors [K] px (nan: no truth), hops [K], pairs."""
     errors, hops = [np.zeros(0)], [np.zeros(0, int)]
-    starts = np.flatnonzero(level.counts)
+    starts = np.flatnonzero(level.counts).tolist()
     for start in starts:
         pair = level.pair(start)
         ends = frames[start], frames[start + level.step]

@@ -57,10 +57,9 @@ def _windows(gray: np.ndarray, points: np.ndarray, half: int) -> np.ndarray:
     around = np.arange(-half, half + 1, dtype=np.float32)
     x = points[:, 0, None, None].astype(np.float32) + around[None, None]
     y = points[:, 1, None, None].astype(np.float32) + around[None, :, None]
-    x, y = np.broadcast_arrays(x, y)
     side = len(around)
-    flat = [np.ascontiguousarray(part.reshape(-1, side)) for part in (x, y)]
-    found = cv2.remap(gray, *flat, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) if len(points) else flat[0]
+    x, y = (np.ascontiguousarray(part.reshape(-1, side)) for part in np.broadcast_arrays(x, y))
+    found = cv2.remap(gray, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) if len(points) else x
     return found.reshape(-1, side, side).astype(np.float32)
 
 

@@ -55,7 +55,7 @@ def depth_targets(shape: tuple[int, int], depth0, depth1, T, K0, K1):
     return target, (z0 != 0) & inside & agrees
 
 
-def nearest_resize(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def nearest_resize(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Resize [B, H, W] to `shape` = (height, width), each pixel from floor(i * scale): torch's "nearest"."""
     rows, columns = (
         np.floor(np.arange(n) * (np.float32(old) / np.float32(n))).astype(int) for n, old in zip(shape, x.shape[1:])

@@ -218,7 +218,7 @@ def draw_test_matches(out: Path, pairs: str, num: int = 3) -> None:
     rows = [row for row in read_pairs(pairs) if not (row.turns0 or row.turns1)]
     matcher = api.load_matcher(MODEL, out / "train" / "weights.safetensors")
     for k, row in enumerate(rows[:: max(len(rows) // num, 1)][:num]):
-        images = [image.read_image(path, exif=False) for path in (row.path0, row.path1)]
+        images = image.read_image(row.path0, exif=False), image.read_image(row.path1, exif=False)
         found = matcher(*images)
         F = geometry.fundamental_from_pose(row.T_0to1, row.K0, row.K1)
         error = np.sqrt(geometry.sampson_distance(found.kpts0, found.kpts1, F))

@@ -323,7 +323,7 @@ def shard_of(pair_id: str, num_shards: int) -> int:
 
 def write_dataset(
     folder: str | Path, name: str, split: str, num_shards: int, payloads: Iterable[bytes]
-) -> dict[str, int]:
+) -> dict[str, int | str]:
     """Write a split as hash-assigned shards with the JSON files that TensorFlow Datasets opens it by.
 
     The bytes written depend only on the set of payloads, not on their order: records are sorted by pair id,

@@ -174,7 +174,7 @@ class ResNet50(nn.Module):
         x = nn.relu(self.bn1(self.conv1(x), train))
         maps = [x]
         if self.max_pool:
-            x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
+            x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])  # pyright: ignore[reportArgumentType]
         for layer in range(1, len(self.blocks) + 1):
             for block in getattr(self, f"layer{layer}"):
                 x = block(x, train)
@@ -212,7 +212,7 @@ class ResNetFPN(nn.Module):
         self.layer1_outconv = conv(middle, 1, 1, self.dtype)
         self.layer1_outconv2 = self._smooth(middle, fine)
 
-    def _block(self, features: int, features_in: int, stride: int) -> BasicBlock:
+    def _block(self, features: int, features_in: int, stride: int) -> nn.Module:
         if stride == 1 and features != features_in:
             raise ValueError(f"initial_dim: {features_in}, expected block_dims[0] = {features}")
         block = recomputed(BasicBlock, self.remat, static_argnums=2)

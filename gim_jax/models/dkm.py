@@ -206,7 +206,7 @@ def match(
     batch = warp.shape[0]
     keys = jax.random.split(jax.random.key(0) if key is None else key, batch)
     matches, conf = jax.lax.map(
-        lambda item: sample(*item, config.num_matches, config.official),
+        lambda item: sample(*item, num_matches=config.num_matches, official=config.official),
         (warp.reshape(batch, -1, 4), certainty.reshape(batch, -1), keys),
     )
     size0, size1 = valid_size(image0, mask0)[:, None], valid_size(image1, mask1)[:, None]

@@ -265,7 +265,7 @@ class Encoder(nn.Module):
 
     def setup(self):
         c = self.config
-        self.net = ResNet50(c.blocks, dtype=c.dtype, stem=c.stem, remat=c.remat)
+        self.net = ResNet50(c.blocks, dtype=jnp.dtype(c.dtype), stem=c.stem, remat=c.remat)
 
     def __call__(self, images, train: bool = False) -> Maps:
         images = images.astype(self.config.dtype)

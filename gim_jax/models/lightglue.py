@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ class LightGlueConfig:
 
 GIM_SUPERPOINT = SuperPointConfig(2048, nms_radius=3, threshold=0.0, border_of="image")
 CVG_SUPERPOINT = SuperPointConfig(2048, nms_radius=4, threshold=0.0005, border_of="image")
-ADAPTIVE = {"depth_confidence": 0.95, "width_confidence": 0.99}  # the official defaults
+ADAPTIVE: dict[str, Any] = {"depth_confidence": 0.95, "width_confidence": 0.99}  # the official defaults
 
 CONFIGS = {
     "gim_lightglue": LightGlueConfig(GIM_SUPERPOINT, kpt_offset=0.5),

@@ -137,7 +137,7 @@ class LocalFeatureTransformer(nn.Module):
         for layer, kind in zip(self.layers, self.kinds):
             if kind == "self" and x0.shape == x1.shape and (mask0 is None) == (mask1 is None):
                 both = join(x0, x1)
-                mask = None if mask0 is None else join(mask0, mask1)
+                mask = None if mask0 is None or mask1 is None else join(mask0, mask1)
                 x0, x1 = part(layer(both, both, mask, mask))
             elif kind == "self":
                 x0, x1 = layer(x0, x0, mask0, mask0), layer(x1, x1, mask1, mask1)
@@ -395,7 +395,9 @@ def match(module: LoFTR, variables: dict, image0, image1, mask0=None, mask1=None
       kpts0, kpts1 [B, K, 2] float32 px of these images, conf [B, K] falling, mask [B, K] bool;
       K = min(max_matches, number of cells).
     """
-    return module.apply(variables, image0, image1, mask0, mask1)
+    out = module.apply(variables, image0, image1, mask0, mask1)
+    assert isinstance(out, dict)  # nothing is mutable
+    return out
 
 
 OUTDOOR = LoFTRConfig(temp_bug_fix=False)

@@ -7,7 +7,7 @@ from jax import numpy as jnp
 
 
 def resize(
-    images: jax.Array, shape: tuple[int, int], valid: jax.Array | None = None, antialias_cubic: bool = False
+    images: jax.Array, shape: tuple[int, ...], valid: jax.Array | None = None, antialias_cubic: bool = False
 ) -> jax.Array:
     """Resize [B, H, W, C] to `shape` = (height, width) with pixel centres at half integers, edges repeated.
 

@@ -6,7 +6,6 @@ of a loop: FLOPs are counted in the traced program, bytes and time are raised by
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 import time
@@ -134,9 +133,9 @@ def computations(text: str) -> dict[str, Computation]:
 
     A loop runs its body as often as the largest whole number in its condition says, which is how scans are compiled.
     """
-    starts = [match.start() for match in re.finditer(r"^(?:ENTRY )?%\S+ \(.*\{$", text, re.MULTILINE)]
-    blocks = [text[a:b] for a, b in itertools.pairwise([*starts, len(text)])]
-    named = {re.match(r"(?:ENTRY )?%(\S+)", block)[1]: block for block in blocks}
+    headers = list(re.finditer(r"^(?:ENTRY )?%(\S+) \(.*\{$", text, re.MULTILINE))
+    ends = [header.start() for header in headers[1:]] + [len(text)]
+    named = {header[1]: text[header.start() : end] for header, end in zip(headers, ends)}
 
     def runs(block: str) -> Iterator[tuple[str, int]]:
         for condition, body in re.findall(r" while\(.*?condition=%([\w.-]+), body=%([\w.-]+)", block):

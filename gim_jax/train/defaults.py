@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -75,7 +76,7 @@ def defaults() -> ConfigDict:
     )
 
 
-def shrink(config: ConfigDict, size: tuple[int, int], num_steps: int) -> None:
+def shrink(config: Any, size: tuple[int, int], num_steps: int) -> None:
     """Make a run on video pairs that two CPU cores finish in a few minutes: crops out of frames about 320 px wide."""
     config.num_steps, config.batch_size = num_steps, 8
     config.update(log_every=1, checkpoint_every=50)

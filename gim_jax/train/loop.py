@@ -341,7 +341,7 @@ def _timed(seconds: dict[str, float], phase: str):
 
 def _save_batch(path: Path, batch: dict[str, jax.Array]) -> str:
     """Write this host's rows of the batch that made the loss not finite; say where."""
-    rows = {
+    rows: dict[str, Any] = {
         name: np.concatenate([np.asarray(shard.data) for shard in array.addressable_shards])
         for name, array in batch.items()
     }

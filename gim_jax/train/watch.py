@@ -54,7 +54,7 @@ class Watch:
     def _draw_pairs(self) -> Iterator[np.ndarray]:
         """Draw the first pairs of the list, coloured by the distance from the true epipolar line."""
         for pair in [pair for pair in self._pairs if not (pair.turns0 or pair.turns1)][: self._num_pictures]:
-            images = [read_image(path, exif=False) for path in (pair.path0, pair.path1)]
+            images = read_image(pair.path0, exif=False), read_image(pair.path1, exif=False)
             found = self._matcher(*images)
             F = geometry.fundamental_from_pose(pair.T_0to1, pair.K0, pair.K1)
             error = np.sqrt(geometry.sampson_distance(found.kpts0, found.kpts1, F))
@@ -63,6 +63,6 @@ class Watch:
     def _draw_batch(self, batch: Mapping[str, np.ndarray]) -> Iterator[np.ndarray]:
         """Draw the first pairs of a batch, coloured by confidence."""
         for rows in zip(*(batch.get(name, ())[: self._num_pictures] for name in ("image0", "image1"))):
-            images = [np.broadcast_to(image, (*image.shape[:2], 3)) for image in rows]
-            found = self._matcher(*images)
-            yield viz.draw_matches(*images, found.kpts0, found.kpts1, found.conf)
+            image0, image1 = (np.broadcast_to(image, (*image.shape[:2], 3)) for image in rows)
+            found = self._matcher(image0, image1)
+            yield viz.draw_matches(image0, image1, found.kpts0, found.kpts1, found.conf)

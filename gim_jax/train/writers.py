@@ -50,7 +50,7 @@ class Writers:
         self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1)
         self._wandb: Any = None
         if project:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
 
             identity = hashlib.sha256(str(Path(workdir).resolve()).encode()).hexdigest()[:16]
             self._wandb = wandb.init(
@@ -72,7 +72,7 @@ class Writers:
         for name, picture in pictures.items():
             self._board.add_image(name, picture, step, dataformats="HWC")
         if self._wandb and pictures:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
 
             self._wandb.log({name: wandb.Image(picture) for name, picture in pictures.items()}, step=step)
 
@@ -91,7 +91,7 @@ def require_wandb(project: str) -> None:
     if not project:
         return
     try:
-        import wandb  # noqa: F401
+        import wandb  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError(
             f"wandb: found {project!r}, but the package is missing: pip install 'gim-jax[wandb]'"

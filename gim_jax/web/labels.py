@@ -136,9 +136,7 @@ class LabelSet:
     def pair(self, video: str, index: int) -> str:
         """Return a pair: its correspondences over both frames, its chains, and the frames they pass."""
         record = self.record(video, index)
-        decoded = [
-            image.decode_image(data, name) for data, name in ((record.image0, "image0"), (record.image1, "image1"))
-        ]
+        decoded = image.decode_image(record.image0, "image0"), image.decode_image(record.image1, "image1")
         kpts0, kpts1 = record.correspondences[:, :2], record.correspondences[:, 2:]
         F = record.F if record.F.any() else None
         hops, teachers = Counter(record.hops.tolist()), Counter(record.teacher.tolist())

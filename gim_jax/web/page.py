@@ -33,7 +33,7 @@ def look(matcher: Matcher, image0: Any, image1: Any, threshold_px: float) -> tup
       seconds as HTML; pictures [h, w, 3] uint8 with captions: the panorama and the overlay of the homography, and the
       dense warp of matchers that have one.
     """
-    images = [read_image(source) for source in (image0, image1)]
+    images = read_image(image0), read_image(image1)
     warp, rows = None, []
     started = time.perf_counter()
     dense = matcher.info.family == "dkm" and not matcher.info.resize.get("aspect")
@@ -54,7 +54,7 @@ def look(matcher: Matcher, image0: Any, image1: Any, threshold_px: float) -> tup
     if H is not None:
         try:
             titles = "both images in the frame of image 1", "image 0 (red) laid onto image 1 (cyan)"
-            pictures = list(zip(_panorama(images, H), titles))
+            pictures += zip(_panorama(images, H), titles)
         except ValueError as error:
             rows.append(["panorama", str(error), ""])
     if warp is not None:
@@ -64,14 +64,14 @@ def look(matcher: Matcher, image0: Any, image1: Any, threshold_px: float) -> tup
     return svg, pair.table(["", "number", "seconds"], rows, (1,)), pictures
 
 
-def _panorama(images: list[np.ndarray], H: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _panorama(images: tuple[np.ndarray, ...], H: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return `panorama.panorama` of the images made smaller, which is what a page has room for."""
     small, scalings = [], []
     for rgb in images:
         size = target_size(size_of(rgb), long_side=PICTURE, upscale=False)
         small.append(resize(rgb, size))
         scalings.append(geometry.scaling_homography(np.divide(size, size_of(rgb))))
-    return panorama.panorama(*small, scalings[1] @ H @ np.linalg.inv(scalings[0]), MAX_CANVAS)
+    return panorama.panorama(small[0], small[1], scalings[1] @ H @ np.linalg.inv(scalings[0]), MAX_CANVAS)
 
 
 def build(matchers: Mapping[str, Matcher], labels: LabelSet | None = None) -> Any:
