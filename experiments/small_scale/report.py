@@ -138,7 +138,8 @@ def table_two(results: Results, network: str, suffix: str = "") -> str:
         paper = f"{PAPER[row]:+.1f}" if row in PAPER else ""
         if row == "gim":
             ours, inside = (aucs(runs, names) for runs in results.paired(network, f"gim{suffix}", f"in_domain{suffix}"))
-            gain = f"{100 * (ours.mean() / inside.mean() - 1):+.1f} % of in-domain" if len(ours) else ""
+            learned = len(inside) and inside.mean() > 0
+            gain = f"{100 * (ours.mean() / inside.mean() - 1):+.1f} % of in-domain" if learned else ""
             paper, by_seed, parts = f"{PAPER[network]:+.1f} % of in-domain", gain, ["", ""]
         rows.append(
             (row, str(len(runs)), f"{mine.mean():.1f}", f"{(mine - theirs).mean():+.1f}", f"{low:+.1f} to {high:+.1f}",
