@@ -88,7 +88,7 @@ ROWS = {
 }
 MAIN = ("in_domain", "gim", "no_propagation")
 LONG, TIMES = "_long", 4  # these rows again with so many times the steps: does the order change?
-LONG_ROWS = (*MAIN, "near_pairs")
+LONG_ROWS = (*MAIN, "near_pairs", "video_alone", "near_alone")
 PARTS = {"half": (2, 0), "quarter": (4, 0), "eighth": (8, 0), "one_video": (8, 1)}  # one of so many, at most so many
 LINKS = {"full": [], "no_propagation": ["link_radius_px=0.0"]}
 LINKS |= {"near_pairs": ["link_radius_px=0.0", "base_steps=(1,)"]}  # of the next sampled frame alone
