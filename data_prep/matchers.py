@@ -64,7 +64,7 @@ RANGES = {  # of the configuration: lowest and highest value; not a number is in
     "min_agreement": (0, 1),
     "thin_px": (0, 1e6),
     "clip_samples": COUNT,
-    "link_radius_px": (1e-6, 1e6),
+    "link_radius_px": (0, 1e6),  # 0: nothing is propagated
     "min_matches": MANY,
     "min_motion_px": (0, 1e6),
     "refit_px": (0, 1e6),
@@ -81,7 +81,8 @@ def check_settings(config) -> None:
             raise ValueError(f"{key}: found {config[key]!r}, expected one of {', '.join(known)}")
     for key, (low, high) in RANGES.items():
         if not low <= config[key] <= high:
-            raise ValueError(f"{key}: found {config[key]}, expected {low:g} to {high:g}")
+            wanted = f"{low:g} to {high:g}" if high < 1e6 else f"{low:g} or more"
+            raise ValueError(f"{key}: found {config[key]}, expected {wanted}")
     for key, words in NUMBERS.items():
         values = tuple(config[key])
         num = len(values) == 2 if words == "two" else len(values) == len({*values}) > 0

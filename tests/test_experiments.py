@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.matchers import check_settings
+from gim_jax.config import load_config
+
 FOLDER = Path(__file__).resolve().parent.parent / "experiments" / "small_scale"
 MODULES = ("run", "steps", "data", "report")
 
@@ -98,6 +101,10 @@ def test_every_row_learns_from_what_it_says(experiment, tmp_path):
         command = table[f"{network}-no_propagation-0"].commands[0]
         (records,) = (word for word in command if word.startswith("--config.data.records="))
         assert records.endswith(f"{tmp_path}/towns/records,{tmp_path}/labels-{network}-no_propagation/records")
+        for step in (one for name, one in table.items() if name.startswith("labels-")):
+            settings = [word for word in step.commands[0] if word.startswith("--config.")]
+            if settings:  # the others take a part of labels that are there
+                check_settings(load_config("configs/label.py", [s for s in settings if "networks." not in s]))
         label = table[f"labels-{network}-no_propagation"].commands[0]
         assert "--config.link_radius_px=0.0" in label
     assert "plain" in " ".join(table["loftr-in_domain-0"].commands[0])
