@@ -24,6 +24,7 @@ from jax import numpy as jnp
 from gim_jax import losses
 from gim_jax.cli.models import format_table
 from gim_jax.config import load_config
+from gim_jax.data.json_file import write_json
 from gim_jax.data.tfrecord import write_atomic
 from gim_jax.models import dkm_network
 from gim_jax.ops import assignment
@@ -172,7 +173,7 @@ def main() -> None:
 
     def keep():
         if args.json:
-            write_atomic(args.json, lambda file: file.write(json.dumps(rows, indent=1).encode()))
+            write_json(args.json, rows)
 
     try:
         one_chip(args.chip)

@@ -9,7 +9,6 @@ LoFTR its cells, which the labels lie on, and DKM says where every point goes.
 """
 
 import argparse
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -24,6 +23,7 @@ from gim_jax import api, losses_dense
 from gim_jax.cli.models import format_table
 from gim_jax.config import load_config
 from gim_jax.data import records
+from gim_jax.data.json_file import write_json
 from gim_jax.data.pipeline import Batches
 from gim_jax.data.tfrecord import write_atomic
 from gim_jax.models import dkm
@@ -152,7 +152,7 @@ def main() -> None:
         table.append((row["family"], str(row["labels"]), *ends, *shares, f"{row['median_px']:.2f}"))
     print(f"\n{args.steps} steps of {NUM_PAIRS} pairs, jax {jax.__version__}\n{format_table(table)}")
     if args.json:
-        write_atomic(args.json, lambda file: file.write(json.dumps(rows, indent=1).encode()))
+        write_json(args.json, rows)
     if args.plot:
         plot(rows, args.plot)
 

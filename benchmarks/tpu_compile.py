@@ -10,7 +10,6 @@ program, loops times their length.
 """
 
 import argparse
-import json
 import os
 import sys
 
@@ -24,7 +23,7 @@ from jax.sharding import SingleDeviceSharding
 from gim_jax import export
 from gim_jax.cli.models import format_table
 from gim_jax.config import load_config
-from gim_jax.data.tfrecord import write_atomic
+from gim_jax.data.json_file import write_json
 from gim_jax.models import get_model, in_dtype
 from gim_jax.train.compiled import measure
 from gim_jax.train.plan import slice_of, trace_step
@@ -126,7 +125,7 @@ def main() -> int:
         table.append((kind, name, topology, *figures))
         print("  ".join(f"{key} {text}" for key, text in zip(table[0], table[-1])), flush=True)
         if args.json:
-            write_atomic(args.json, lambda file: file.write(json.dumps(results, indent=1).encode()))
+            write_json(args.json, results)
     print(f"\n{args.dtype}, jax {jax.__version__}, compiler's effort {args.effort:g}; per chip\n{format_table(table)}")
     return 0
 

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gim_jax.cli.match import check_writable, parse_settings
 from gim_jax.cli.models import format_table
@@ -84,22 +85,27 @@ def run(args: argparse.Namespace) -> int:
         return evaluate(args, plan, Path(folder))
 
 
-def check_options(args: argparse.Namespace) -> None:
-    """Refuse an option of another benchmark, which would be left out of account."""
+def option_defaults() -> dict[str, Any]:
+    """Return the value of every option that is not given."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
+    return vars(parser.parse_args([]))
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse an option of another benchmark, which would be left out of account."""
+    defaults = option_defaults()
     for benchmark, names in OWN_OPTIONS.items():
         for name in names if benchmark != args.benchmark else ():
-            if (getattr(args, name) or None) != (parser.get_default(name) or None):
+            if (getattr(args, name) or None) != (defaults[name] or None):
                 raise ValueError(f"--{name.replace('_', '-')}: is of {benchmark}, found --benchmark={args.benchmark}")
 
 
 def from_config(args: argparse.Namespace) -> None:
     """Take what is evaluated from a configuration file; an option that says it as well is refused."""
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    defaults = option_defaults()
     for name, value in load_config(args.config, args.overrides).items():
-        if getattr(args, name) != parser.get_default(name):
+        if getattr(args, name) != defaults[name]:
             raise ValueError(f"--{name.replace('_', '-')}: given beside --config, expected --config.{name}=...")
         setattr(args, name, value)
 

@@ -19,6 +19,6 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: not a whole JSON file ({error})") from error
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any) -> None:
     """Write a JSON file, whole or not at all."""
     write_atomic(path, lambda file: file.write(json.dumps(value, indent=1).encode()))

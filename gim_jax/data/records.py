@@ -25,6 +25,7 @@ from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 from gim_jax import __version__
 from gim_jax.data import scenes
 from gim_jax.data.headers import jpeg_size, png_size
+from gim_jax.data.json_file import write_json
 from gim_jax.data.tfrecord import (
     HEADER_BYTES,
     OVERHEAD_BYTES,
@@ -413,7 +414,7 @@ def _write_tfds_files(folder: Path, name: str, split: str, lengths: list[int], n
         "moduleName": "gim_jax.data.records",
         "splits": sorted([s for s in splits if s["name"] != split] + [entry], key=lambda s: s["name"]),
     }
-    write_atomic(path, lambda file: file.write(json.dumps(info, indent=1).encode()))
+    write_json(path, info)
 
 
 def dataset_paths(path: str | Path, split: str = "train") -> list[Path]:
