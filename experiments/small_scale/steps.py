@@ -306,6 +306,9 @@ class Table:
             self.train(network, row, 0)
         if network == "loftr":
             self.ablations(network)
+        if network == "dkm":  # 500 steps leave it without a single good pose
+            for row in MAIN[:2]:
+                self.train(network, row, 0, long=True)
         for seed in range(1, self.scale.seeds):
             for row in MAIN if network == "loftr" else MAIN[:2]:
                 self.train(network, row, seed)

@@ -47,7 +47,9 @@ class Writers:
         self.lines = lines
         self.latest: dict[str, Any] = {name: value for line in lines for name, value in line.items()}
         self._file = open(path, "a", buffering=1)  # every line is on disk before the next step
-        self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1)
+        # A file is named by the second it is made in: without the step, a quickly restarted run would lose one.
+        suffix = f".{start}"
+        self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1, filename_suffix=suffix)
         self._wandb: Any = None
         if project:
             import wandb  # pyright: ignore[reportMissingImports]
