@@ -8,7 +8,6 @@ and no weights travel under another licence than their own.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from jax import numpy as jnp
 
 from gim_jax import __version__
 from gim_jax.api import load_matcher
+from gim_jax.data.json_file import write_json
 from gim_jax.data.tfrecord import write_atomic
 from gim_jax.geometry import CELL
 from gim_jax.models import FAMILIES, ModelInfo, get_model
@@ -141,7 +141,7 @@ def export(
     data = bytes(exported.serialize())
     text = describe(matcher, exported, inputs, out.name, data)
     write_atomic(out, lambda file: file.write(data))
-    write_atomic(description_of(out), lambda file: file.write(json.dumps(text, indent=1, allow_nan=False).encode()))
+    write_json(description_of(out), text)
     return text
 
 

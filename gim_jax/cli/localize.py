@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from gim_jax import api
 from gim_jax.cli.match import check_writable
 from gim_jax.cli.progress import Progress
+from gim_jax.data.json_file import write_json
 from gim_jax.data.tfrecord import write_atomic
 
 
@@ -167,6 +167,6 @@ def _write(args: argparse.Namespace, results: dict, settings: dict, matcher) -> 
             "settings": settings,
             "matcher": matcher.describe(),
         }
-        write_atomic(args.json, lambda file: file.write(json.dumps(record, indent=1, allow_nan=False).encode()))
+        write_json(args.json, record)
         print(f"written to {args.json}")
     return 0 if own else 1

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gim_jax import api
+from gim_jax.data.json_file import write_json
 from gim_jax.data.tfrecord import write_atomic
 
 
@@ -81,8 +82,7 @@ def run(args: argparse.Namespace) -> int:
         write_atomic(args.out, lambda file: file.write(encode_png(picture)))
         print(f"drawn in {args.out}")
     if args.json:
-        text = json.dumps(_to_json(args, matcher, matches), indent=1, allow_nan=False)
-        write_atomic(args.json, lambda file: file.write(text.encode()))
+        write_json(args.json, _to_json(args, matcher, matches))
         print(f"written to {args.json}")
     return 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -91,8 +90,7 @@ def _many(args: argparse.Namespace) -> int:
         "merge_px": merge_radius(args, matcher),
         "matcher": matcher.describe(),
     }
-    text = json.dumps(record, indent=1, allow_nan=False)
-    write_atomic(out / "statistics.json", lambda file: file.write(text.encode()))
+    write_json(out / "statistics.json", record)
     if not models:
         for name in ("points.ply", "poses.json", "picture.png"):  # of an earlier run
             (out / name).unlink(missing_ok=True)
@@ -259,9 +257,8 @@ def _two_view(args: argparse.Namespace) -> int:
         "unit": "distance between the cameras",
     }
     stats["matcher"] = matcher.describe()
-    for name, record in (("poses.json", poses), ("statistics.json", stats)):
-        text = json.dumps(record, indent=1, allow_nan=False)
-        write_atomic(out / name, lambda file, text=text: file.write(text.encode()))
+    write_json(out / "poses.json", poses)
+    write_json(out / "statistics.json", stats)
     picture = two_view.draw_reconstruction(images[0], images[1], matches, found)
     write_atomic(out / "picture.png", lambda file: file.write(encode_png(picture)))
     if found.T_0to1 is None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from gim_jax import api
 from gim_jax.cli.match import check_positive, check_writable
+from gim_jax.data.json_file import write_json
 from gim_jax.data.tfrecord import write_atomic
 
 DIRECTIONS = {"x": (1, 0, 0), "y": (0, 1, 0), "z": (0, 0, 1), "-x": (-1, 0, 0), "-y": (0, -1, 0), "-z": (0, 0, -1)}
@@ -99,6 +99,6 @@ def run(args: argparse.Namespace) -> int:
             "settings": {"picture": args.picture, "band": args.band, "up": args.up, "threshold_px": args.threshold},
             "matcher": matcher.describe(),
         }
-        write_atomic(args.json, lambda file: file.write(json.dumps(record, indent=1, allow_nan=False).encode()))
+        write_json(args.json, record)
         print(f"written to {args.json}")
     return 0 if found.T_0to1 is not None else 1

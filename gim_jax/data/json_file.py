@@ -20,5 +20,6 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    write_atomic(path, lambda file: file.write(json.dumps(value, indent=1).encode()))
+    """Write a JSON file, whole or not at all. Raises ValueError for NaN and infinities, which JSON does not know."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    write_atomic(path, lambda file: file.write(text.encode()))

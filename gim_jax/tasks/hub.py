@@ -14,6 +14,7 @@ import jax
 
 from gim_jax import __version__
 from gim_jax.api import load_matcher
+from gim_jax.data.json_file import write_json
 from gim_jax.data.tfrecord import write_atomic
 from gim_jax.models import get_model
 from gim_jax.weights import store
@@ -93,7 +94,6 @@ def write_folder(name: str, weights: str | Path, out: str | Path) -> dict[str, A
     out.mkdir(parents=True, exist_ok=True)
     with open(store.file_of(weights), "rb") as source:
         write_atomic(out / store.HUB_FILE, lambda file: shutil.copyfileobj(source, file))
-    text = json.dumps(config, indent=1, allow_nan=False)
-    write_atomic(out / "config.json", lambda file: file.write(text.encode()))
+    write_json(out / "config.json", config)
     write_atomic(out / "README.md", lambda file: file.write(card.encode()))
     return config

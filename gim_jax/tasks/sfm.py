@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from gim_jax import geometry
+from gim_jax.data.json_file import write_json
 from gim_jax.data.tfrecord import write_atomic
 from gim_jax.tasks import load_extra
 from gim_jax.tasks.image_pairs import Pairs
@@ -330,8 +331,7 @@ def export_model(model: Any, out: str | Path) -> None:
                     "params": camera.params.tolist(),
                 },
             }
-    text = json.dumps({"convention": "OpenCV axes, COLMAP pixels", "images": cameras}, indent=1, allow_nan=False)
-    write_atomic(out / "poses.json", lambda file: file.write(text.encode()))
+    write_json(out / "poses.json", {"convention": "OpenCV axes, COLMAP pixels", "images": cameras})
     picture = draw_model(points, colors, poses)
     write_atomic(out / "picture.png", lambda file: file.write(encode_png(picture)))
 
