@@ -310,7 +310,7 @@ class Table:
             for row in MAIN[:2]:
                 self.train(network, row, 0, long=True)
         for seed in range(1, self.scale.seeds):
-            for row in MAIN if network == "loftr" else MAIN[:2]:
+            for row in (*MAIN, "rootsift_labels") if network == "loftr" else MAIN[:2]:
                 self.train(network, row, seed)
 
     def ablations(self, network: str) -> None:
