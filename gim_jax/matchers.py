@@ -46,6 +46,7 @@ RANGES = {  # of settings outside of which there is nothing but nonsense
     "temperature": (1e-6, 1e6),
     "thr": (0.0, 1.0),
     **dict.fromkeys(("blocks", "num_hidden", "num_layers"), (1, MAX_LAYERS)),
+    **dict.fromkeys(("aspect", "exact", "long_side", "multiple"), (1, MAX_SIDE)),
 }
 
 
@@ -70,11 +71,6 @@ class Preset:
     aspect: tuple[int, int] | None = None
 
     def __post_init__(self):
-        sides = {"long_side": (self.long_side or 1,), "exact": self.exact or (1, 1), "multiple": (self.multiple,)}
-        sides["aspect"] = self.aspect or (1, 1)
-        for name, values in sides.items():
-            if not all(1 <= value <= MAX_SIDE for value in values):
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected 1 to {MAX_SIDE} px")
         if self.resampling not in RESAMPLINGS:
             raise ValueError(f"resampling: found {self.resampling!r}, expected one of {', '.join(RESAMPLINGS)}")
 

@@ -126,9 +126,9 @@ def make_plan(args: argparse.Namespace) -> Plan:
     if args.benchmark == "pairs":
         if not args.pairs:
             raise ValueError("--pairs: found no file, expected at least one")
-        settings = {"long_side": args.long_side} if args.long_side else {}
-        if args.long_side and args.model != "rootsift":
-            settings["exact"] = None
+        settings = {"long_side": args.long_side, "exact": None} if args.long_side is not None else {}
+        if args.model == "rootsift":
+            settings.pop("exact", None)
         plan = pairs_plan(args.pairs, settings)
     elif not args.data:
         raise ValueError(f"--data: found none, expected the folder of {args.benchmark}")

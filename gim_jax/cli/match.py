@@ -48,13 +48,11 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.out, args.json):
         check_writable(path)
     check_positive(args.threshold)
-    if args.long_side is not None and args.long_side < 1:
-        raise ValueError(f"--long-side: found {args.long_side}, expected 1 px or more")
     if args.fit == "E" and (args.K0 is None or args.K1 is None):
         raise ValueError("--fit E: needs --K0 and --K1")
     if args.model != "rootsift":
         api.enable_compilation_cache()
-    settings = {"long_side": args.long_side, "exact": None} if args.long_side else {}
+    settings = {"long_side": args.long_side, "exact": None} if args.long_side is not None else {}
     if args.model == "rootsift":
         settings.pop("exact", None)
     settings |= parse_settings(args.set)
