@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from steps import HELPERS, IN_DOMAIN, LONG, PARTS, ROWS, TIMES, WORLDS
+from steps import HELPERS, IN_DOMAIN, LONG, PARTS, ROWS, SCALES, TIMES, WORLDS
 
 from gim_jax.data.tfrecord import write_atomic
 from gim_jax.eval import metrics, statistics
@@ -252,6 +252,9 @@ def batches(results: Results, out: Path) -> str:
     curves = {tuple(name.split("-")[1:]): np.array(entry["curve"]) for name, entry in found.items()}
     if not curves:
         return ""
+    size = str(SCALES["full"].batch_size)
+    if ("sqrt", size) in curves:  # where the two rules are one
+        curves["linear", size] = curves["sqrt", size]
     target = TARGET * min(values[:, 2].max() for values in curves.values())
     rows = [("learning rate", "batch", "steps", "best AUC@20", f"steps to {100 * target:.0f}", "pairs to it")]
     figure = Figure(figsize=(8, 3.4), layout="constrained")
@@ -262,13 +265,17 @@ def batches(results: Results, out: Path) -> str:
         row = rule, size, f"{values[-1, 0]:.0f}", f"{100 * values[:, 2].max():.1f}"
         rows.append((*row, str(steps), str(steps * int(size))))
         reached.setdefault(rule, []).append((int(size), steps))
-        left.plot(values[:, 0] * int(size), 100 * values[:, 2], label=f"{size}, {rule}")
+        left.plot(
+            values[:, 0] * int(size), 100 * values[:, 2], "--" if rule == "linear" else "-", label=f"{size}, {rule}"
+        )
     for rule, points in reached.items():
-        right.loglog(*np.array(points).T, "o-", label=rule)
+        right.loglog(*np.array(points).T, "o-", label=rule, base=2)
     left.set(xlabel="pairs seen", ylabel=f"AUC@20 on {IN_DOMAIN}, %")
     right.set(xlabel="batch size", ylabel=f"steps to AUC@20 of {100 * target:.0f} %")
     for axis in (left, right):
         axis.legend(fontsize=7)
+    for axis in (right.xaxis, right.yaxis):
+        axis.set_major_formatter("{x:g}")
     save(figure, out / "batches.png")
     return markdown(rows)
 
@@ -298,8 +305,8 @@ def write_report(folder: Path, out: Path) -> Path:
     parts = []
     if results.sets:
         parts += ["# Zero-shot", table_one(results, methods(results, results.networks, list(ROWS)))]
-        bars(results, methods(results, results.networks, list(ROWS)), out / "zero_shot.png")
         rows = [*ROWS, *(f"{row}{LONG}" for row in ROWS)]
+        bars(results, methods(results, results.networks, rows), out / "zero_shot.png")
         parts += ["# By overlap", overlap_table(results, methods(results, results.networks, rows))]
     for network in results.networks:
         parts += [f"# What each part is worth: {network}", table_two(results, network)]
