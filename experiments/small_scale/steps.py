@@ -24,6 +24,7 @@ FOVS = (65, 50, 95, 80)  # of their cameras in turn, degrees; the posed pairs ha
 WORLDS = {"stone": 65, "market": 90}  # looks that nobody trains on, and the cameras that see them
 MODELS = {"loftr": "loftr_tiny", "lightglue": "lightglue_disk", "dkm": "dkm_tiny"}
 LONG_SIDE = {"lightglue_disk": 320}  # px of the images at evaluation, where the model's own size is another
+LABELS_MINUTES = {"rootsift": 7, "loftr": 15, "lightglue": 40, "dkm": 29}  # of one core
 PARTS_OF_BATCH = {"lightglue": 2}  # DISK is most of its time
 REAL_VIDEOS = ("gopro_max_heromode.mp4", "solidWhiteRight.mp4")  # of free licences
 
@@ -87,8 +88,10 @@ ROWS = {
     "real_video": Row("gim", ("full", "real")),
 }
 MAIN = ("in_domain", "gim", "no_propagation")
+FIRST = {"loftr": MAIN, "lightglue": MAIN, "dkm": MAIN[:2]}  # rows of a network
+SEEDED = {"loftr": (*MAIN, "rootsift_labels"), "lightglue": MAIN[:2], "dkm": ()}  # those with further seeds
 LONG, TIMES = "_long", 4  # these rows again with so many times the steps: does the order change?
-LONG_ROWS = (*MAIN, "near_pairs", "video_alone", "near_alone")
+LONG_ROWS = (*MAIN, "near_pairs", "near_alone")
 PARTS = {"half": (2, 0), "quarter": (4, 0), "eighth": (8, 0), "one_video": (8, 1)}  # one of so many, at most so many
 LINKS = {"full": [], "no_propagation": ["link_radius_px=0.0"]}
 LINKS |= {"near_pairs": ["link_radius_px=0.0", "base_steps=(1,)"]}  # of the next sampled frame alone
@@ -218,7 +221,7 @@ class Table:
             config = [f"--config=configs/label.py:{spec}".rstrip(":"), *(f"--config.{s}" for s in settings)]
             commands.append((*GIM_JAX, "label", *videos, "--out", labels, *config))
         commands.append((*GIM_JAX, "pack", labels, "--out", records, "--name", "video"))
-        minutes = 1 if kind in PARTS else 40 if network == "lightglue" else 15
+        minutes = 1 if kind in PARTS else LABELS_MINUTES["rootsift" if kind == "rootsift" else network]
         self.add(name, commands, lambda: labelled(labels), needs, minutes, "real" if kind == "real" else "")
         if kind not in (*PARTS, "real"):
             self.judged(name)
@@ -302,15 +305,15 @@ class Table:
 
     def network(self, network: str) -> None:
         """Add the rows of a network, the main ones first."""
-        for row in MAIN:
+        for row in FIRST[network]:
             self.train(network, row, 0)
         if network == "loftr":
             self.ablations(network)
         if network == "dkm":  # 500 steps leave it without a single good pose
-            for row in MAIN[:2]:
+            for row in FIRST[network]:
                 self.train(network, row, 0, long=True)
         for seed in range(1, self.scale.seeds):
-            for row in (*MAIN, "rootsift_labels") if network == "loftr" else MAIN[:2]:
+            for row in SEEDED[network]:
                 self.train(network, row, seed)
 
     def ablations(self, network: str) -> None:
