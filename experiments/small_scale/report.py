@@ -240,6 +240,9 @@ def accuracy(results: Results, out: Path) -> str:
         for kind, points in lines.items():
             axis.plot(*np.array(points).T, "o-", label=kind)
         axis.set(xscale="log", xlabel="frames apart", title=name.removeprefix("accuracy-"))
+        intervals = sorted({apart for points in lines.values() for apart, _ in points})
+        axis.set_xticks(intervals, [str(apart) for apart in intervals])
+        axis.minorticks_off()
         axis.legend(fontsize=7)
     axes[0].set_ylabel("within 2 px of the truth, %")
     save(figure, out / "accuracy.png")
