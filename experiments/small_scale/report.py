@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from steps import HELPERS, IN_DOMAIN, LONG, PARTS, ROWS, SCALES, TIMES, WORLDS
 
+from gim_jax.data.json_file import read_json
 from gim_jax.data.tfrecord import write_atomic
 from gim_jax.eval import metrics, statistics
 
@@ -34,7 +35,9 @@ class Results:
     """What is in a folder of results."""
 
     def __init__(self, folder: Path):
-        self.found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder")
+        self.found = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
 
     def seeds(self, network: str, row: str) -> list[dict]:
         """The results of a row, by seed."""
@@ -303,8 +306,8 @@ def save(figure: Figure, path: Path) -> None:
 
 def write_report(folder: Path, out: Path) -> Path:
     """Write `tables.md` and the figures of what the folder of results has so far."""
-    out.mkdir(parents=True, exist_ok=True)
     results = Results(folder)
+    out.mkdir(parents=True, exist_ok=True)
     parts = []
     if results.sets:
         parts += ["# Zero-shot", table_one(results, methods(results, results.networks, list(ROWS)))]
@@ -326,4 +329,7 @@ if __name__ == "__main__":
     parser.add_argument("results", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    print(write_report(arguments.results, arguments.out))
+    try:
+        print(write_report(arguments.results, arguments.out))
+    except ValueError as error:
+        sys.exit(f"report.py: {error}")

@@ -26,6 +26,7 @@ from pathlib import Path
 from steps import ROOT, SCALES, Step, Table
 
 from gim_jax.cli.models import format_table
+from gim_jax.data.json_file import read_json
 from gim_jax.data.tfrecord import write_atomic
 from gim_jax.eval.document import versions
 
@@ -36,6 +37,8 @@ class Driver:
     """Runs steps in a folder."""
 
     def __init__(self, out: Path, scale: str, real: Path | None):
+        if real and not real.is_dir():
+            raise ValueError(f"--real {real}: no such folder")
         self.out, self.scale = out.resolve(), scale
         self.real = real.resolve() if real else None
         self.steps = Table(self.out, SCALES[scale], self.real).steps
@@ -104,7 +107,7 @@ class Driver:
         names = [path.stem for path in sorted(known.glob("*.json")) if path.stem in self.steps.keys() - needed]
         names = [name for name in names if not self.result(name).is_file()]
         for name in names:
-            content = json.loads((known / f"{name}.json").read_text())
+            content = read_json(known / f"{name}.json")
             if content.get("scale") != self.scale:
                 raise ValueError(f"{known / name}.json: scale: found {content.get('scale')!r}, expected {self.scale!r}")
             write_atomic(self.result(name), lambda file, content=content: file.write(json.dumps(content).encode()))

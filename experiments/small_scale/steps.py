@@ -89,7 +89,7 @@ ROWS = {
 }
 MAIN = ("in_domain", "gim", "no_propagation")
 FIRST = {"loftr": MAIN, "lightglue": MAIN, "dkm": MAIN[:2]}  # rows of a network
-SEEDED = {"loftr": (*MAIN, "rootsift_labels"), "lightglue": MAIN[:2], "dkm": ()}  # those with further seeds
+SEEDED = {"loftr": MAIN, "lightglue": MAIN[:2], "dkm": ()}  # those with three seeds
 LONG, TIMES = "_long", 4  # these rows again with so many times the steps: does the order change?
 LONG_ROWS = (*MAIN, "near_pairs", "near_alone")
 PARTS = {"half": (2, 0), "quarter": (4, 0), "eighth": (8, 0), "one_video": (8, 1)}  # one of so many, at most so many
