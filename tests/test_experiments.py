@@ -97,16 +97,16 @@ def test_every_row_learns_from_what_it_says(experiment, tmp_path):
     table = steps.Table(tmp_path, steps.SCALES["full"], tmp_path / "real").steps
     for step in table.values():
         assert set(step.needs) <= set(table)
-    for network in steps.SCALES["full"].networks:
-        command = table[f"{network}-no_propagation-0"].commands[0]
-        (records,) = (word for word in command if word.startswith("--config.data.records="))
-        assert records.endswith(f"{tmp_path}/towns/records,{tmp_path}/labels-{network}-no_propagation/records")
-        for step in (one for name, one in table.items() if name.startswith("labels-")):
-            settings = [word for word in step.commands[0] if word.startswith("--config.")]
-            if settings:  # the others take a part of labels that are there
-                check_settings(load_config("configs/label.py", [s for s in settings if "networks." not in s]))
-        label = table[f"labels-{network}-no_propagation"].commands[0]
-        assert "--config.link_radius_px=0.0" in label
+    for network, kind in (("loftr", "no_propagation"), ("lightglue", "no_propagation"), ("dkm", "full")):
+        row = "gim" if kind == "full" else kind
+        (records,) = (w for w in table[f"{network}-{row}-0"].commands[0] if w.startswith("--config.data.records="))
+        assert records.endswith(f"{tmp_path}/towns/records,{tmp_path}/labels-{network}-{kind}/records")
+        label = table[f"labels-{network}-{kind}"].commands[0]
+        assert ("--config.link_radius_px=0.0" in label) == (kind == "no_propagation")
+    for step in (one for name, one in table.items() if name.startswith("labels-")):
+        settings = [word for word in step.commands[0] if word.startswith("--config.")]
+        if settings:  # the others take a part of labels that are there
+            check_settings(load_config("configs/label.py", [s for s in settings if "networks." not in s]))
     assert "plain" in " ".join(table["loftr-in_domain-0"].commands[0])
 
 
