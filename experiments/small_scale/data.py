@@ -32,6 +32,7 @@ from data_prep.video import sample_frames
 from data_prep.world import WorldConfig
 from data_prep.world import render as render_walk
 from gim_jax.cli.progress import Progress
+from gim_jax.data.json_file import write_json
 from gim_jax.data.records import decode
 from gim_jax.data.tfrecord import read_tfrecord, write_atomic
 from gim_jax.image import encode_jpeg, read_image
@@ -138,7 +139,7 @@ def judge(args: argparse.Namespace) -> int:
             rows.setdefault(record.interval // manifest["every_frames"], []).append(row)
     names = ("pairs", "labels", "judged", *(f"within_{px:g}px" for px in WITHIN_PX), "overlap")
     found = {step: dict(zip(names, np.sum(rows[step], 0).tolist())) for step in sorted(rows)}
-    write_atomic(args.out, lambda file: file.write(json.dumps(found).encode()))
+    write_json(args.out, found)
     print(f"{args.out}: {sum(map(len, rows.values()))} pairs judged")
     return 0
 
@@ -153,7 +154,7 @@ def overlaps(args: argparse.Namespace) -> int:
         for line in (folder / "pairs_with_gt.txt").read_text().splitlines():
             (town, frame0), (_, frame1) = (map(int, re.findall(r"\d+", name)) for name in line.split()[:2])
             found[folder.name].append(pairs.mutual_overlap(small(pairs.FIRST_TOWN + town), frame0, frame1))
-    write_atomic(args.out, lambda file: file.write(json.dumps(found).encode()))
+    write_json(args.out, found)
     print(f"{args.out}: {sum(map(len, found.values()))} pairs")
     return 0
 

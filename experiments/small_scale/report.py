@@ -271,9 +271,8 @@ def batches(results: Results, out: Path) -> str:
         row = rule, size, f"{values[-1, 0]:.0f}", f"{100 * values[:, 2].max():.1f}"
         rows.append((*row, str(steps), str(steps * int(size))))
         reached.setdefault(rule, []).append((int(size), steps))
-        left.plot(
-            values[:, 0] * int(size), 100 * values[:, 2], "--" if rule == "linear" else "-", label=f"{size}, {rule}"
-        )
+        style = "--" if rule == "linear" else "-"
+        left.plot(values[:, 0] * int(size), 100 * values[:, 2], style, label=f"{size}, {rule}")
     for rule, points in reached.items():
         right.loglog(*np.array(points).T, "o-", label=rule, base=2)
     left.set(xlabel="pairs seen", ylabel=f"AUC@20 on {IN_DOMAIN}, %")
@@ -311,9 +310,9 @@ def write_report(folder: Path, out: Path) -> Path:
     parts = []
     if results.sets:
         parts += ["# Zero-shot", table_one(results, methods(results, results.networks, list(ROWS)))]
-        rows = [*ROWS, *(f"{row}{LONG}" for row in ROWS)]
-        bars(results, methods(results, results.networks, rows), out / "zero_shot.png")
-        parts += ["# By overlap", overlap_table(results, methods(results, results.networks, rows))]
+        found = methods(results, results.networks, [*ROWS, *(f"{row}{LONG}" for row in ROWS)])
+        bars(results, found, out / "zero_shot.png")
+        parts += ["# By overlap", overlap_table(results, found)]
     for network in results.networks:
         parts += [f"# What each part is worth: {network}", table_two(results, network)]
         if results.seeds(network, f"gim{LONG}"):

@@ -26,7 +26,7 @@ from pathlib import Path
 from steps import ROOT, SCALES, Step, Table
 
 from gim_jax.cli.models import format_table
-from gim_jax.data.json_file import read_json
+from gim_jax.data.json_file import read_json, write_json
 from gim_jax.data.tfrecord import write_atomic
 from gim_jax.eval.document import versions
 
@@ -89,9 +89,10 @@ class Driver:
             (self.out / folder).mkdir(parents=True, exist_ok=True)
         settings = {"scale": self.scale, "real": bool(self.real)}
         path = self.out / "experiment.json"
-        if path.is_file() and (found := json.loads(path.read_text())) != settings:
+        found = read_json(path)
+        if found not in (None, settings):
             raise ValueError(f"--out {self.out}: holds an experiment with {found}, expected {settings}")
-        write_atomic(path, lambda file: file.write(json.dumps(settings).encode()))
+        write_json(path, settings)
         lock = os.open(self.out / "lock", os.O_CREAT | os.O_RDWR)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -183,7 +184,7 @@ class Driver:
         rows = [("step", "state", "minutes expected", "taken", "needs")]
         for name in self.plan(patterns):
             state, step = self.state(name), self.steps[name]
-            taken = f"{json.loads(self.result(name).read_text())['seconds'] / 60:.1f}" if state == "done" else ""
+            taken = f"{read_json(self.result(name))['seconds'] / 60:.1f}" if state == "done" else ""
             rows.append((name, state, f"{step.minutes:.0f}", taken, " ".join(step.needs)))
         left = sum(self.steps[name].minutes for name in self.plan(patterns) if self.state(name) == "missing")
         print(format_table(rows))

@@ -91,7 +91,7 @@ MAIN = ("in_domain", "gim", "no_propagation")
 FIRST = {"loftr": MAIN, "lightglue": MAIN, "dkm": MAIN[:2]}  # rows of a network
 SEEDED = {"loftr": MAIN, "lightglue": MAIN[:2], "dkm": ()}  # those with three seeds
 LONG, TIMES = "_long", 4  # these rows again with so many times the steps: does the order change?
-LONG_ROWS = (*MAIN, "near_pairs", "near_alone")
+LONG_ROWS = {"loftr": (*MAIN, "near_pairs", "near_alone"), "lightglue": (), "dkm": MAIN[:2]}
 PARTS = {"half": (2, 0), "quarter": (4, 0), "eighth": (8, 0), "one_video": (8, 1)}  # one of so many, at most so many
 LINKS = {"full": [], "no_propagation": ["link_radius_px=0.0"]}
 LINKS |= {"near_pairs": ["link_radius_px=0.0", "base_steps=(1,)"]}  # of the next sampled frame alone
@@ -309,9 +309,8 @@ class Table:
             self.train(network, row, 0)
         if network == "loftr":
             self.ablations(network)
-        if network == "dkm":  # 500 steps leave it without a single good pose
-            for row in FIRST[network]:
-                self.train(network, row, 0, long=True)
+        for row in LONG_ROWS[network]:
+            self.train(network, row, 0, long=True)
         for seed in range(1, self.scale.seeds):
             for row in SEEDED[network]:
                 self.train(network, row, seed)
@@ -324,8 +323,6 @@ class Table:
         self.accuracy("rootsift")
         self.accuracy(network)
         self.train(network, "real_video", 0)
-        for row in LONG_ROWS:
-            self.train(network, row, 0, long=True)
 
     def batches(self) -> None:
         """Add runs of the same number of pairs in batches of several sizes, evaluated on the way."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gim_jax.cli.match import check_writable, parse_settings
+from gim_jax.cli.match import check_writable, parse_settings, size_settings
 from gim_jax.cli.models import format_table
 from gim_jax.cli.progress import Progress
 from gim_jax.config import load_config
@@ -126,10 +126,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     if args.benchmark == "pairs":
         if not args.pairs:
             raise ValueError("--pairs: found no file, expected at least one")
-        settings = {"long_side": args.long_side, "exact": None} if args.long_side is not None else {}
-        if args.model == "rootsift":
-            settings.pop("exact", None)
-        plan = pairs_plan(args.pairs, settings)
+        plan = pairs_plan(args.pairs, size_settings(args.model, args.long_side))
     elif not args.data:
         raise ValueError(f"--data: found none, expected the folder of {args.benchmark}")
     elif args.benchmark in PRESETS:

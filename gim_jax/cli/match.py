@@ -52,10 +52,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--fit E: needs --K0 and --K1")
     if args.model != "rootsift":
         api.enable_compilation_cache()
-    settings = {"long_side": args.long_side, "exact": None} if args.long_side is not None else {}
-    if args.model == "rootsift":
-        settings.pop("exact", None)
-    settings |= parse_settings(args.set)
+    settings = size_settings(args.model, args.long_side) | parse_settings(args.set)
     matcher = api.load_matcher(args.model, args.weights, **settings)
     image0, image1 = read_image(args.image0), read_image(args.image1)
     warp = None
@@ -83,6 +80,13 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.json, _to_json(args, matcher, matches))
         print(f"written to {args.json}")
     return 0
+
+
+def size_settings(model: str, long_side: int | None) -> dict:
+    """Return the settings of `gim_jax.load_matcher` that `--long-side` stands for; RootSIFT has no exact size."""
+    if long_side is None:
+        return {}
+    return {"long_side": long_side} if model == "rootsift" else {"long_side": long_side, "exact": None}
 
 
 def parse_settings(texts: list[str]) -> dict:
